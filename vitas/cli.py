@@ -1,0 +1,105 @@
+"""The command line: vitas run | check | describe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitas import cost, recipe
+from vitas.config import UserError
+from vitas.space import Architecture
+
+DONE, USER_ERROR = 0, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0 done, 2 the user's input. Our own failures raise, and so exit with 1."""
+    parser = argparse.ArgumentParser(prog="vitas", description="Finds Vision Transformers inside a budget.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run", help="do the stages of a recipe, or go on where they stopped",
+        description="On several devices or nodes: accelerate launch RECIPE [key=value ...]",
+    )  # fmt: skip
+    run.add_argument("recipe", metavar="RECIPE", help="a recipe file")
+    run.set_defaults(work=_run)
+
+    check = commands.add_parser("check", help="is the recipe valid, its budget reachable, its data there?")
+    check.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file")
+    check.add_argument("--ranks", type=int, default=1, help="processes that the run will have (default 1)")
+    check.add_argument("--schema", action="store_true", help="print the JSON Schema of recipes, for editors")
+    check.set_defaults(work=_check)
+
+    describe = commands.add_parser("describe", help="the costs of an architecture")
+    describe.add_argument("architecture", metavar="FILE", help="an architecture as YAML, or a folder that holds one")
+    describe.add_argument("--classes", type=int, default=1000, help="outputs of the classifier (default 1000)")
+    describe.set_defaults(work=_describe)
+
+    for command in (run, check):
+        command.add_argument("overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's")
+    for command in (check, describe):
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    return _guarded(lambda: options.work(options))
+
+
+def run_recipe(file: str) -> int:
+    """What a recipe does that is started as a program; its arguments are `key=value` overrides."""
+    return main(["run", file, *sys.argv[1:]])
+
+
+def _guarded(work: Callable[[], None]) -> int:
+    try:
+        work()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"vitas: {error}", file=sys.stderr)
+        return USER_ERROR
+    return DONE
+
+
+def _run(options: argparse.Namespace) -> None:
+    settings = recipe.load(options.recipe, options.overrides)
+    from vitas import stages  # what trains takes seconds to import: not before the recipe is known to be right
+
+    stages.run(settings)
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.schema:
+        schema = recipe.Recipe.model_json_schema()
+        schema["properties"]["extends"] = {"type": "string", "description": "A recipe whose settings this one changes."}
+        print(json.dumps(schema, indent=1))
+        return
+    if options.recipe is None:
+        raise UserError("check: which recipe? vitas check RECIPE, or vitas check --schema")
+    settings = recipe.load(options.recipe, options.overrides)
+    from vitas import check
+
+    _print(check.facts(settings, options.ranks), options.json)
+
+
+def _describe(options: argparse.Namespace) -> None:
+    path = Path(options.architecture)
+    architecture = Architecture.from_yaml(path / "architecture.yaml" if path.is_dir() else path)
+    costs = cost.count(architecture, options.classes)
+    facts = {"flops_paper": costs["flops"], "macs": costs["macs"], "params": costs["params"]}
+    if options.json:
+        _print(facts | {"architecture": architecture.model_dump(mode="json")}, as_json=True)
+    else:
+        print(architecture.to_yaml(), end="")
+        _print(facts, as_json=False)
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        print(f"{name.replace('_', ' '):<24}{text}")

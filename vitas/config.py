@@ -1,0 +1,100 @@
+"""The ground under every recipe: strict sections, and errors that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+
+class UserError(ValueError):
+    """A mistake in the user's input. The message is one line; the command ends with exit code 2."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys.
+
+    The docstring under a field is its help text, in `vitas check --schema` and in editors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads `true` as 1; in a recipe that is always a mistake.
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and "bool" not in str(field.annotation):
+            raise ValueError(f"expected {_type_name(field.annotation)}, got {str(value).lower()}")
+        return value
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(section: type[S], values: Any, *, source: str) -> S:
+    """Builds `section` from plain YAML values.
+
+    Raises:
+        UserError: One line that names `source`, the dotted key, what was expected and what came instead.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected keys and values, got {type(values).__name__}")
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        # An unknown key is most often the cause of what else is wrong: name it first.
+        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{source}: {_explain(section, problems[0])}{more}") from None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """` (did you mean X?)` for the member of `names` nearest to `name`, or nothing.
+
+    Of dotted names the last part decides, so that a key in the wrong section finds its place.
+    """
+    ends: dict[str, str] = {}
+    for candidate in names:
+        ends.setdefault(candidate, candidate)
+        ends.setdefault(candidate.rpartition(".")[2], candidate)
+    close = get_close_matches(name, ends, n=1) or get_close_matches(name.rpartition(".")[2], ends, n=1)
+    return f" (did you mean {ends[close[0]]}?)" if close else ""
+
+
+def keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of `section`, those of its sub-sections included."""
+    names = []
+    for name, field in section.model_fields.items():
+        names.append(prefix + name)
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names += keys(kind, f"{prefix}{name}.")
+    return names
+
+
+def one_line(text: object) -> str:
+    """The text of an error from elsewhere, on one line, shortened to 300 characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _explain(section: type[BaseModel], problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}{did_you_mean(where, keys(section))}"
+    if problem["type"] == "missing":
+        return f"{where}: required, and missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] != "value_error":
+        message = message.replace("Input should be", "expected")
+        message += f", got {one_line(repr(problem['input']))}"
+    return f"{where}: {message}" if where else message
+
+
+def _type_name(annotation: Any) -> str:
+    text = str(getattr(annotation, "__name__", annotation))
+    return {"int": "a whole number", "float": "a number", "str": "a text"}.get(text, text)

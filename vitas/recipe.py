@@ -1,0 +1,301 @@
+"""The recipe: what a run does, as typed YAML. See `recipes/` for runnable ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse
+from vitas.cost import Budget
+from vitas.space import SearchSpace
+
+Stage = Literal["supernet", "evolve", "retrain", "baseline", "evaluate"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Channel = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Data(Section):
+    """Where the images come from."""
+
+    train: str = "digits"
+    """`digits`, a folder of class folders, `*.parquet` or `*.tar` files (a glob), or a Hub name such as
+    `ILSVRC/imagenet-1k:train`."""
+    test: str | None = None
+    """Where the test images come from, in the same forms; may be left out for `digits`."""
+    image_column: str | None = None
+    """The column of images; found from the features if left out."""
+    label_column: str | None = None
+    """The column of class labels; found from the features if left out."""
+    classes: PositiveInt | None = None
+    """Number of classes; needed only where the labels of a stream are plain numbers."""
+    examples: PositiveInt | None = None
+    """Number of training images; needed only for a stream that does not say."""
+    streaming: bool = False
+    """Read the training images as a stream instead of indexing them first."""
+    shuffle_buffer: PositiveInt = 2048
+    """Images that a worker holds to shuffle a stream."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Part of the training images that the search scores candidates on, and no training sees."""
+    workers: NonNegativeInt = 4
+    """Processes on each rank that read and transform images."""
+    mean: Channel = IMAGENET_MEAN
+    """Mean of each RGB channel, in [0, 1]."""
+    std: Channel = IMAGENET_STD
+    """Standard deviation of each RGB channel, in [0, 1]."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """At test, the shorter side is resized to image_size / crop_pct before the centre crop."""
+
+
+class Augment(Section):
+    """Training augmentation, by timm."""
+
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.08, 1.0)
+    """Area of the random crop, as a part of the image."""
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
+    """Aspect ratio of the random crop."""
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: NonNegativeFloat = 0.0
+    """Strength of colour jitter."""
+    auto_augment: str | None = None
+    """timm's name of an AutoAugment or RandAugment policy, such as `rand-m9-mstd0.5-inc1`."""
+    erasing: Fraction = 0.0
+    """Probability of random erasing, by pixels."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of Mixup; 0 for none."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of CutMix; 0 for none."""
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _known(cls, policy: str | None) -> str | None:
+        if policy is not None and policy.split("-")[0] not in ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a"):
+            raise ValueError(f"expected a timm policy such as rand-m9-mstd0.5-inc1, got {policy!r}")
+        return policy
+
+
+class Training(Section):
+    """The one training loop. The same recipe trains the same on any number of ranks."""
+
+    epochs: PositiveFloat = 300
+    """Passes over the training images."""
+    batch_size: PositiveInt = 1024
+    """Images of one optimizer step, over all ranks and accumulation."""
+    micro_batch_size: PositiveInt = 128
+    """The most images of one forward on one rank; what is above is accumulated."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's weight decay; none on biases and other 1-d weights, class tokens and positions."""
+    warmup_epochs: NonNegativeFloat = 5
+    """Epochs of linear warm-up from 1e-6; cosine to zero follows."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Label smoothing."""
+    clip_grad: NonNegativeFloat = 0.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    augment: Augment = Augment()
+    """Training augmentation."""
+    checkpoint_every: PositiveInt = 500
+    """Optimizer steps between two checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints that are kept."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Training:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be fewer than epochs {self.epochs:g}")
+        if (self.augment.mixup or self.augment.cutmix) and self.batch_size % 2:
+            raise ValueError(f"batch_size {self.batch_size} must be even: Mixup and CutMix mix pairs of images")
+        return self
+
+
+class SupernetTraining(Training):
+    """Training of the supernet: another random subnet at each step."""
+
+    sharing: Literal["ordinal", "bilateral", "cyclic"] = "bilateral"
+    """Which channels a width takes: the first (AutoSlim), first and last (BCNet), or windows around a circle."""
+    attention: Literal["private_qk", "shared", "private_v"] = "private_qk"
+    """What each head choice has for itself; the rest is shared by all."""
+    skip: Fraction | None = None
+    """Probability that a block is skipped; left out, it is calibrated to the budget."""
+
+
+class Retraining(Training):
+    """Training of one architecture."""
+
+    architecture: str = "best"
+    """`best` (the search's), or a YAML file."""
+    init: Literal["scratch", "supernet"] = "scratch"
+    """Start from new weights, or from the supernet's."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth of the last block, rising linearly from 0."""
+
+
+class Evolution(Section):
+    """The search by NSGA-II."""
+
+    population: Annotated[int, Field(ge=2)] = 50
+    """Architectures of a generation."""
+    generations: PositiveInt = 40
+    """Generations, the first one (random) included."""
+    objectives: list[Literal["top1", "flops", "macs", "params"]] = ["top1"]
+    """What is improved: top-1 up, costs down. Several give a front."""
+    mutation: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Probability that a gene of a child is drawn anew."""
+    score_on: Literal["holdout", "test"] = "holdout"
+    """Images that score a candidate. The paper scores on its validation split; that makes `test` an optimistic figure."""
+    batch_size: PositiveInt = 256
+    """Images of one forward of a candidate."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _top1(cls, objectives: list[str]) -> list[str]:
+        if "top1" not in objectives or len(set(objectives)) < len(objectives):
+            raise ValueError(f"expected different objectives, top1 among them, got {objectives}")
+        return objectives
+
+
+class Evaluation(Section):
+    """The final figures on the test images."""
+
+    batch_size: PositiveInt = 256
+    """Images of one forward."""
+    throughput_batch: PositiveInt = 64
+    """Batch size at which images/s are measured."""
+
+
+class Tracking(Section):
+    """Where the metrics go besides `metrics.jsonl`."""
+
+    wandb: Literal["off", "auto", "online", "offline"] = "off"
+    """`auto` is online when logged in, else offline."""
+    project: str = "vitas"
+    """The wandb project."""
+
+
+class Recipe(Section):
+    """A whole run: supernet, evolve, retrain, evaluate."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    """Name of the run, and of its folder."""
+    output: str = "runs"
+    """Folder of the run folders."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+    stages: list[Stage] = ["supernet", "evolve", "retrain", "evaluate"]
+    """What is done, in this order."""
+    data: Data = Data()
+    """The images."""
+    space: SearchSpace
+    """The architectures."""
+    supernet: SupernetTraining = SupernetTraining()
+    """Training of the supernet."""
+    budget: Budget = Budget()
+    """What a found architecture may cost."""
+    evolve: Evolution = Evolution()
+    """The search."""
+    retrain: Retraining = Retraining()
+    """Training of the found architecture, and of the uniform ViT of stage `baseline`."""
+    evaluate: Evaluation = Evaluation()
+    """The final figures."""
+    tracking: Tracking = Tracking()
+    """Where the metrics go."""
+
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: list[str]) -> list[str]:
+        order = list(Stage.__args__)  # pyright: ignore[reportAttributeAccessIssue]
+        if not stages or sorted(set(stages), key=order.index) != stages:
+            raise ValueError(f"expected some of {order}, each once and in this order, got {stages}")
+        return stages
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output) / self.name
+
+
+def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, with what it extends, and applies `key=value` overrides.
+
+    Raises:
+        UserError: One line that names file and key, what was expected, and the nearest valid name.
+    """
+    values = _read(Path(file), ())
+    source = str(file)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"{override}: expected key=value, such as supernet.epochs=10")
+        if key not in (known := keys(Recipe)):
+            raise UserError(f"{override}: unknown key {key}{did_you_mean(key, known)}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{override}: not YAML: {one_line(error)}") from None
+        *path, last = key.split(".")
+        section = values
+        for part in path:
+            if not isinstance(section.setdefault(part, {}), dict):
+                raise UserError(f"{source}: {part}: expected keys and values")
+            section = section[part]
+        section[last] = value
+        source = " ".join([str(file), *overrides])
+    return parse(Recipe, values, source=source)
+
+
+def dump(recipe: Recipe) -> str:
+    """The YAML of the whole, resolved recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(file: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """The merged values of a recipe file and of those it extends."""
+    chain = (*extended_by, file.resolve())
+    if file.resolve() in extended_by:
+        raise UserError(f"{file}: extends itself, by way of {' -> '.join(path.name for path in chain)}")
+    try:
+        # A runnable recipe is Python and YAML at once; its settings are the last YAML document.
+        *_, values = yaml.load_all(file.read_text(), Loader=_UniqueKeys)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not a text file") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{file}: not YAML: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected keys and values, got {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise UserError(f"{file}: extends: expected a file, got {parent!r}")
+    if not (file.parent / parent).is_file():
+        raise UserError(f"{file}: extends: {file.parent / parent}: No such file or directory")
+    return _merge(_read(file.parent / parent, chain), values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key given twice is an error, not a silent last word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: key {key.value} is given twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)

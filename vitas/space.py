@@ -1,0 +1,337 @@
+"""The search space, and the architectures in it: sampling, genomes, canonical form.
+
+Shape suffixes: N architectures, D blocks, G genes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import yaml
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from vitas.config import Section, UserError, one_line, parse
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+class Block(Section):
+    """One transformer block of an architecture."""
+
+    heads: PositiveInt
+    """Attention heads."""
+    qkv_dim: PositiveInt
+    """Channels of q, k and v together; each has a third, split over the heads."""
+    mlp_dim: PositiveInt
+    """Hidden channels of the MLP."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Block:
+        if self.qkv_dim % (3 * self.heads):
+            raise ValueError(f"qkv_dim {self.qkv_dim} is not divisible by 3 x {self.heads} heads")
+        return self
+
+
+class Architecture(Section):
+    """One Vision Transformer as a value: hashable, equal when alike, the same after a trip through JSON or YAML.
+
+    A skipped block is `None`, and so has no widths; its position counts, because in a supernet
+    each position has weights of its own.
+    """
+
+    image_size: PositiveInt
+    """Height and width of the images, in pixels."""
+    patch_size: PositiveInt
+    """Height and width of a patch, in pixels."""
+    embed_dim: PositiveInt
+    """Channels of a token."""
+    blocks: tuple[Block | None, ...]
+    """The blocks in order; `null` where one is skipped."""
+
+    @property
+    def kept(self) -> list[Block]:
+        """The blocks that are not skipped, in order."""
+        return [block for block in self.blocks if block is not None]
+
+    @property
+    def key(self) -> str:
+        """A short name for journals and file names; equal architectures have equal keys."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        """The YAML that `from_yaml` reads back, one line a block."""
+        values = self.model_dump()
+        blocks = values.pop("blocks")
+        lines = [yaml.safe_dump(block, default_flow_style=True, sort_keys=False).split("\n")[0] for block in blocks]
+        return yaml.safe_dump(values, sort_keys=False) + "blocks:\n" + "".join(f"- {line}\n" for line in lines)
+
+    @classmethod
+    def from_yaml(cls, file: Path | str) -> Architecture:
+        """Reads a YAML or JSON file.
+
+        Raises:
+            UserError: The file is missing, or says something else than an architecture.
+        """
+        try:
+            values = yaml.safe_load(Path(file).read_text())
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: not YAML: {one_line(error)}") from None
+        return parse(cls, values, source=str(file))
+
+
+class Population(NamedTuple):
+    """N architectures as arrays, for costs without a model. A skipped block has zeros."""
+
+    image_size: np.ndarray
+    """(N,)"""
+    patch_size: np.ndarray
+    """(N,)"""
+    embed_dim: np.ndarray
+    """(N,)"""
+    heads: np.ndarray
+    """(N, D)"""
+    qkv_dim: np.ndarray
+    """(N, D)"""
+    mlp_dim: np.ndarray
+    """(N, D)"""
+
+    @classmethod
+    def of(cls, architectures: Sequence[Architecture]) -> Population:
+        """The arrays of any architectures, from one space or from several."""
+        depth = max((len(a.blocks) for a in architectures), default=0)
+
+        def column(name: str) -> np.ndarray:
+            return np.array([getattr(a, name) for a in architectures], dtype=np.int64)
+
+        def table(name: str) -> np.ndarray:
+            rows = [[getattr(b, name) if b else 0 for b in a.blocks] for a in architectures]
+            return np.array([row + [0] * (depth - len(row)) for row in rows], dtype=np.int64)
+
+        return cls(
+            column("image_size"),
+            column("patch_size"),
+            column("embed_dim"),
+            table("heads"),
+            table("qkv_dim"),
+            table("mlp_dim"),
+        )
+
+
+class Widths(Section):
+    """The widths of one dimension: `round(max * ratio)` for each ratio."""
+
+    max: PositiveInt
+    """The largest width."""
+    ratios: list[Ratio] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    """Fractions of the maximum that a subnet may use."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Widths:
+        choices = self.choices
+        if not choices or list(choices) != sorted(set(choices)) or choices[0] < 1:
+            raise ValueError(f"ratios must rise and give different widths of at least 1, got widths {list(choices)}")
+        return self
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """The widths in channels, ascending."""
+        return tuple(round(self.max * ratio) for ratio in self.ratios)
+
+
+class SearchSpace(Section):
+    """All architectures that one supernet holds (ViTAS, section 3)."""
+
+    image_size: PositiveInt
+    """Height and width of the images, in pixels."""
+    patch_size: list[PositiveInt]
+    """Choices of the patch size, in pixels."""
+    embed_dim: Widths
+    """Channels of a token."""
+    depth: PositiveInt
+    """Number of blocks, skipped ones included."""
+    heads: list[PositiveInt]
+    """Choices of the number of attention heads, for each block."""
+    qkv_dim: Widths
+    """Channels of q, k and v together, for each block."""
+    mlp_dim: Widths
+    """Hidden channels of the MLP, for each block."""
+    identity: Literal["none", "free", "tail"] = "none"
+    """Whether blocks may be skipped: never, anywhere, or only at the end."""
+    tied_blocks: bool = False
+    """One head count, qkv width and MLP width for all blocks (block-level search)."""
+
+    @field_validator("patch_size", "heads")
+    @classmethod
+    def _distinct(cls, values: list[int]) -> list[int]:
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"expected one or more different numbers, got {values}")
+        return values
+
+    @model_validator(mode="after")
+    def _fits(self) -> SearchSpace:
+        for patch in self.patch_size:
+            if self.image_size % patch:
+                raise ValueError(f"patch_size {patch} does not divide image_size {self.image_size}")
+        for heads in self.heads:
+            for width in self.qkv_dim.choices:
+                if width % (3 * heads):
+                    raise ValueError(
+                        f"heads {heads} does not divide qkv_dim {width} "
+                        f"({self.qkv_dim.max} x ratio): each of q, k and v would have {width / 3:g} channels"
+                    )
+        return self
+
+    # A genome is a row of choice indices: patch, embedding, then
+    #   (operator, qkv, mlp) for each block, where operator len(heads) means "skip", or, with tied blocks,
+    #   heads, qkv, mlp once, and then (if blocks may be skipped) 0 = keep or 1 = skip for each block.
+
+    @property
+    def cardinality(self) -> np.ndarray:
+        """(G,) The number of choices of each gene."""
+        widths = [len(self.qkv_dim.choices), len(self.mlp_dim.choices)]
+        stem = [len(self.patch_size), len(self.embed_dim.choices)]
+        may_skip = self.identity != "none"
+        if self.tied_blocks:
+            return np.array([*stem, len(self.heads), *widths, *[2] * (self.depth * may_skip)])
+        return np.array([*stem, *[len(self.heads) + may_skip, *widths] * self.depth])
+
+    @property
+    def size(self) -> int:
+        """The number of different architectures."""
+        block = len(self.heads) * len(self.qkv_dim.choices) * len(self.mlp_dim.choices)
+        kept = block if not self.tied_blocks else 1
+        bodies = {
+            "none": kept**self.depth,
+            "free": (kept + 1) ** self.depth - 1,
+            "tail": sum(kept**depth for depth in range(1, self.depth + 1)),
+        }[self.identity]
+        return len(self.patch_size) * len(self.embed_dim.choices) * bodies * (block if self.tied_blocks else 1)
+
+    def sample_genomes(self, rng: np.random.Generator, count: int, *, skip: float = 0.0) -> np.ndarray:
+        """Draws (count, G) genomes: each block skipped with probability `skip`, every other choice uniform."""
+        if self.identity == "none":
+            skip = 0.0
+        # One order of draws whatever `skip` is: calibrating it by bisection then compares like with like.
+        genomes = rng.integers(0, self.cardinality, size=(count, len(self.cardinality)))
+        skipped = rng.random((count, self.depth)) < skip
+        operators = rng.integers(0, len(self.heads), size=(count, self.depth))
+        if not self.tied_blocks:
+            genomes[:, 2::3] = np.where(skipped, len(self.heads), operators)
+        elif self.identity != "none":
+            genomes[:, 5:] = skipped
+        return self.canonical(genomes)
+
+    def sample(self, seed: int, step: int, *, skip: float = 0.0) -> Architecture:
+        """The architecture of one training step: the same on every rank, without a broadcast."""
+        return self.decode(self.sample_genomes(np.random.default_rng([seed, step]), 1, skip=skip)[0])
+
+    def canonical(self, genomes: np.ndarray) -> np.ndarray:
+        """(N, G) The one genome of each architecture: genes of skipped blocks are zero, at least one block is kept.
+
+        With `identity: tail` the kept blocks move to the front, in their order (identity shifting).
+        """
+        patch, embed, operators, qkv, mlp = self._unpack(np.atleast_2d(genomes))
+        nothing = len(self.heads)
+        if self.identity == "tail":
+            order = np.argsort(operators == nothing, axis=1, kind="stable")
+            operators, qkv, mlp = (np.take_along_axis(genes, order, axis=1) for genes in (operators, qkv, mlp))
+        skipped = operators == nothing
+        operators[skipped.all(axis=1), 0] = 0
+        qkv, mlp = np.where(skipped, 0, qkv), np.where(skipped, 0, mlp)
+        return self._pack(patch, embed, operators, qkv, mlp)
+
+    def decode(self, genome: np.ndarray) -> Architecture:
+        """The architecture of one genome (G,)."""
+        population = self.widths(self.canonical(genome))
+        blocks = [
+            Block(heads=int(heads), qkv_dim=int(qkv), mlp_dim=int(mlp)) if heads else None
+            for heads, qkv, mlp in zip(
+                population.heads[0], population.qkv_dim[0], population.mlp_dim[0], strict=True
+            )
+        ]
+        return Architecture(
+            image_size=self.image_size,
+            patch_size=int(population.patch_size[0]),
+            embed_dim=int(population.embed_dim[0]),
+            blocks=tuple(blocks),
+        )
+
+    def encode(self, architecture: Architecture) -> np.ndarray:
+        """The canonical genome (G,) of an architecture of this space.
+
+        Raises:
+            UserError: The architecture is not in this space; says what does not fit.
+        """
+        if architecture.image_size != self.image_size or len(architecture.blocks) != self.depth:
+            raise UserError(
+                f"the architecture has {len(architecture.blocks)} blocks at {architecture.image_size} pixels, "
+                f"the space {self.depth} at {self.image_size}"
+            )
+
+        def index(name: str, value: int, choices: Sequence[int]) -> int:
+            if value not in choices:
+                raise UserError(f"the architecture's {name} {value} is not among the space's {list(choices)}")
+            return choices.index(value)
+
+        rows = np.array(
+            [
+                [
+                    index("heads", block.heads, self.heads),
+                    index("qkv_dim", block.qkv_dim, self.qkv_dim.choices),
+                    index("mlp_dim", block.mlp_dim, self.mlp_dim.choices),
+                ]
+                if block
+                else [len(self.heads), 0, 0]
+                for block in architecture.blocks
+            ]
+        )
+        genome = self._pack(
+            np.array([index("patch_size", architecture.patch_size, self.patch_size)]),
+            np.array([index("embed_dim", architecture.embed_dim, self.embed_dim.choices)]),
+            *rows.T[:, None, :],
+        )[0]
+        if self.decode(genome) != architecture:
+            raise UserError(
+                f"the architecture does not fit the space's identity: {self.identity} "
+                f"and tied_blocks: {str(self.tied_blocks).lower()}"
+            )
+        return genome
+
+    def widths(self, genomes: np.ndarray) -> Population:
+        """The arrays of (N, G) canonical genomes, for `vitas.cost`."""
+        patch, embed, operators, qkv, mlp = self._unpack(np.atleast_2d(genomes))
+        skipped = operators == len(self.heads)
+        return Population(
+            image_size=np.full(len(patch), self.image_size),
+            patch_size=np.array(self.patch_size)[patch],
+            embed_dim=np.array(self.embed_dim.choices)[embed],
+            heads=np.array([*self.heads, 0])[operators],
+            qkv_dim=np.where(skipped, 0, np.array(self.qkv_dim.choices)[qkv]),
+            mlp_dim=np.where(skipped, 0, np.array(self.mlp_dim.choices)[mlp]),
+        )
+
+    def _unpack(self, genomes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Choice indices: patch (N,), embedding (N,), operator, qkv and mlp (N, D)."""
+        patch, embed, genes = genomes[:, 0], genomes[:, 1], genomes[:, 2:]
+        if not self.tied_blocks:
+            return patch, embed, genes[:, 0::3].copy(), genes[:, 1::3], genes[:, 2::3]
+        operators, qkv, mlp = (np.repeat(genes[:, [gene]], self.depth, axis=1) for gene in range(3))
+        if self.identity != "none":
+            operators[genes[:, 3:] == 1] = len(self.heads)
+        return patch, embed, operators, qkv, mlp
+
+    def _pack(self, patch: Any, embed: Any, operators: Any, qkv: Any, mlp: Any) -> np.ndarray:
+        if not self.tied_blocks:
+            genes = np.stack([operators, qkv, mlp], axis=2).reshape(len(patch), -1)
+            return np.column_stack([patch, embed, genes])
+        skipped = operators == len(self.heads)
+        row, first = np.arange(len(patch)), skipped.argmin(axis=1)
+        tied = [genes[row, first] for genes in (operators, qkv, mlp)]
+        flags = [skipped.astype(np.int64)] if self.identity != "none" else []
+        return np.column_stack([patch, embed, *tied, *flags])

@@ -1,0 +1,178 @@
+"""The weight-sharing supernet: every architecture of a space in one set of weights.
+
+Shape suffixes: B images, N tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from vitas.elastic import Channels, ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, sides, take
+from vitas.space import Architecture, SearchSpace
+from vitas.vit import BLOCK_EPS, FINAL_EPS, VisionTransformer, attend, from_state
+
+AttentionSharing = Literal["private_qk", "shared", "private_v"]
+
+
+class ElasticAttention(nn.Module):
+    """Attention with q, k and v each sliced by itself; some have a copy of their own for each head choice."""
+
+    def __init__(self, embed_dim: int, inner_dim: int, heads: list[int], sharing: AttentionSharing) -> None:
+        super().__init__()
+        self.head_choices = heads
+        self.private = {"private_qk": ("q", "k"), "shared": (), "private_v": ("v",)}[sharing]
+        for name in ("q", "k", "v"):
+            copies = len(heads) if name in self.private else 1
+            self.add_module(name, nn.ModuleList(ElasticLinear(embed_dim, inner_dim) for _ in range(copies)))
+        self.proj = ElasticLinear(inner_dim, embed_dim)
+
+    def qkv(self, heads: int) -> list[ElasticLinear]:
+        """The layers of q, k and v that a subnet with this number of heads uses."""
+        choice = self.head_choices.index(heads)
+        return [self.get_submodule(f"{name}.{choice if name in self.private else 0}") for name in ("q", "k", "v")]  # pyright: ignore[reportReturnType]
+
+    def forward(self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        q, k, v = (layer(x_BNC, embed, inner) for layer in self.qkv(heads))
+        return self.proj(attend(q, k, v, heads=heads), inner, embed)
+
+
+class ElasticBlock(nn.Module):
+    """A pre-norm transformer block of any widths up to the maxima."""
+
+    def __init__(
+        self, embed_dim: int, inner_dim: int, mlp_dim: int, heads: list[int], attention: AttentionSharing
+    ) -> None:
+        super().__init__()
+        self.norm1 = ElasticLayerNorm(embed_dim, eps=BLOCK_EPS)
+        self.attn = ElasticAttention(embed_dim, inner_dim, heads, attention)
+        self.norm2 = ElasticLayerNorm(embed_dim, eps=BLOCK_EPS)
+        self.fc1 = ElasticLinear(embed_dim, mlp_dim)
+        self.fc2 = ElasticLinear(mlp_dim, embed_dim)
+
+    def forward(self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels, hidden: Channels) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        x_BNC = x_BNC + self.attn(self.norm1(x_BNC, embed), heads, embed, inner)
+        return x_BNC + self.fc2(gelu(self.fc1(self.norm2(x_BNC, embed), embed, hidden)), hidden, embed)
+
+
+class Supernet(nn.Module):
+    """All architectures of `space` in one set of weights (ViTAS, section 3).
+
+    Args:
+        space: The search space.
+        num_classes: Outputs of the classifier.
+        sharing: Which channels a width takes; see `vitas.elastic.take`.
+        attention: `private_qk`: each head choice has its own q and k, and all share v (the paper's);
+            `shared`: all share q, k and v; `private_v`: each has its own v, and all share q and k.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        num_classes: int,
+        *,
+        sharing: Sharing = "bilateral",
+        attention: AttentionSharing = "private_qk",
+    ) -> None:
+        super().__init__()
+        self.space, self.num_classes, self.sides = space, num_classes, sides(sharing)
+        embed_dim, inner_dim, mlp_dim = space.embed_dim.max, space.qkv_dim.max // 3, space.mlp_dim.max
+        inner_choices = [width // 3 for width in space.qkv_dim.choices]
+        self._embed = partial(take, maximum=embed_dim, choices=space.embed_dim.choices, sharing=sharing)
+        self._inner = partial(take, maximum=inner_dim, choices=inner_choices, sharing=sharing)
+        self._hidden = partial(take, maximum=mlp_dim, choices=space.mlp_dim.choices, sharing=sharing)
+
+        self.stems = nn.ModuleList(
+            ElasticStem(image_size=space.image_size, patch_size=patch, embed_dim=embed_dim)
+            for patch in space.patch_size
+        )
+        self.blocks = nn.ModuleList(
+            ElasticBlock(embed_dim, inner_dim, mlp_dim, space.heads, attention) for _ in range(space.depth)
+        )
+        self.norm = ElasticLayerNorm(embed_dim, eps=FINAL_EPS)
+        self.head = ElasticLinear(embed_dim, num_classes)
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Linear weights and patches: truncated normal 0.02. Biases, class tokens and positions: zero."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight") and parameter.ndim > 1:
+                trunc_normal_(parameter, std=0.02)
+            elif not name.endswith("weight"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, images: Tensor, architecture: Architecture) -> Tensor:
+        """Logits (B, classes) of one subnet, summed over its sides, for images (B, 3, H, W).
+
+        Every parameter takes part in the graph, whatever the architecture: see `vitas.elastic.idle`.
+        """
+        logits = torch.stack([self._forward_side(images, architecture, side) for side in self.sides]).sum(0)
+        return logits + sum(layer(None) for layer in self._idle_layers(architecture))
+
+    def _forward_side(self, images: Tensor, architecture: Architecture, side: str) -> Tensor:
+        embed = self._embed(architecture.embed_dim, side)
+        x_BNC = self._stem(architecture)(images, embed)
+        for layer, block in zip(self.blocks, architecture.blocks, strict=True):
+            if block is not None:
+                inner, hidden = self._inner(block.qkv_dim // 3, side), self._hidden(block.mlp_dim, side)
+                x_BNC = layer(x_BNC, block.heads, embed, inner, hidden)
+        return self.head(self.norm(x_BNC[:, 0], embed), embed, (slice(0, self.num_classes),))
+
+    def _stem(self, architecture: Architecture) -> ElasticStem:
+        return self.stems[self.space.patch_size.index(architecture.patch_size)]  # pyright: ignore[reportReturnType]
+
+    def _idle_layers(self, architecture: Architecture) -> Iterator[nn.Module]:
+        """The layers with parameters that `architecture` does not call."""
+        stem = self._stem(architecture)
+        yield from (other for other in self.stems if other is not stem)
+        for layer, block in zip(self.blocks, architecture.blocks, strict=True):
+            if block is None:
+                yield from (part for part in layer.modules() if next(part.parameters(recurse=False), None) is not None)
+            else:
+                attention: ElasticAttention = layer.attn  # pyright: ignore[reportAssignmentType]
+                used = attention.qkv(block.heads)
+                for name in attention.private:
+                    yield from (part for part in attention.get_submodule(name).children() if part not in used)
+
+    @torch.no_grad()
+    def extract(self, architecture: Architecture, side: str = "left") -> VisionTransformer:
+        """The subnet as a model of its own, with a copy of its weights; in evaluation mode.
+
+        Its logits are those of the supernet's side.
+
+        Raises:
+            UserError: The architecture is not in the supernet's space.
+        """
+        self.space.encode(architecture)  # raises for what does not fit
+        embed, classes = self._embed(architecture.embed_dim, side), (slice(0, self.num_classes),)
+        state: dict[str, Tensor] = {}
+
+        def put(name: str, weight: Tensor, bias: Tensor) -> None:
+            state[f"{name}.weight"], state[f"{name}.bias"] = weight, bias
+
+        weight, bias, state["cls_token"], state["pos_embed"] = self._stem(architecture).sliced(embed)
+        put("patch_embed.proj", weight, bias)
+        kept = [(layer, block) for layer, block in zip(self.blocks, architecture.blocks, strict=True) if block]
+        layer: ElasticBlock
+        for index, (layer, block) in enumerate(kept):  # pyright: ignore[reportAssignmentType]
+            inner, hidden = self._inner(block.qkv_dim // 3, side), self._hidden(block.mlp_dim, side)
+            weights, biases = zip(*[part.sliced(embed, inner) for part in layer.attn.qkv(block.heads)], strict=True)
+            put(f"blocks.{index}.norm1", *layer.norm1.sliced(embed))
+            put(f"blocks.{index}.attn.qkv", torch.cat(weights), torch.cat(biases))
+            put(f"blocks.{index}.attn.proj", *layer.attn.proj.sliced(inner, embed))
+            put(f"blocks.{index}.norm2", *layer.norm2.sliced(embed))
+            put(f"blocks.{index}.mlp.fc1", *layer.fc1.sliced(embed, hidden))
+            put(f"blocks.{index}.mlp.fc2", *layer.fc2.sliced(hidden, embed))
+        put("norm", *self.norm.sliced(embed))
+        put("head", *self.head.sliced(embed, classes))
+        return from_state(architecture, {name: value.clone(memory_format=torch.contiguous_format)
+                                         for name, value in state.items()})  # fmt: skip

@@ -1,0 +1,267 @@
+"""The one training loop, for the supernet and for a single architecture, on any backend of Accelerate."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from safetensors.torch import save_file
+from timm.data import Mixup
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vitas import checkpoint, tracking
+from vitas.config import UserError
+from vitas.data import Batch, Plan, Unreadable
+from vitas.recipe import Training
+from vitas.tracking import Tracker, say
+
+EXIT_STOPPED = 75
+"""Exit code of a run that was told to stop, has saved, and wants to be started again (EX_TEMPFAIL)."""
+STOP_FILE = "VITAS_STOP_FILE"
+"""Environment variable that names a file whose appearance asks for a stop (see launch/slurm)."""
+LOG_EVERY = 10
+
+
+class StopRequest:
+    """Whether somebody asked this process to stop: by SIGTERM, SIGUSR1, or the file that `VITAS_STOP_FILE` names."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.file = os.environ.get(STOP_FILE)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def __bool__(self) -> bool:
+        return self.asked or bool(self.file and os.path.exists(self.file))
+
+
+class Trainer:
+    """Trains `model` from step 0, or from its last checkpoint, and leaves `model.safetensors` in `folder`.
+
+    Args:
+        accelerator: The one Accelerator of the run.
+        model: What is trained; called as `model(images, *inputs(step))`.
+        settings: Hyperparameters.
+        stage: Name in the progress bar and in the metrics.
+        folder: Where checkpoints and the final weights go.
+        images: Number of training images.
+        batches: Makes the loader of this rank's micro-batches for a plan.
+        unreadable: The account of images that could not be read.
+        inputs: Further inputs of the model at a step, the same on every rank.
+        num_classes: Outputs of the classifier, for Mixup.
+        seed: Seed of drop path and Mixup.
+        tracker: Where metrics go.
+        stop: Whether to stop early.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: Accelerator,
+        model: nn.Module,
+        settings: Training,
+        stage: str,
+        folder: Path,
+        images: int,
+        batches: Callable[[Plan], DataLoader[Batch]],
+        unreadable: Unreadable,
+        inputs: Callable[[int], tuple[Any, ...]],
+        num_classes: int,
+        seed: int,
+        tracker: Tracker,
+        stop: StopRequest,
+    ) -> None:
+        self.accelerator, self.settings, self.stage, self.folder = accelerator, settings, stage, folder
+        self.batches, self.unreadable, self.inputs = batches, unreadable, inputs
+        self.seed, self.tracker, self.stop = seed, tracker, stop
+        plan, self.steps_per_epoch = make_plan(settings, images, stage, accelerator.num_processes)
+        self.plan = replace(plan, rank=accelerator.process_index)
+        augment = settings.augment
+        self.mixup = (
+            Mixup(augment.mixup, augment.cutmix, label_smoothing=settings.label_smoothing, num_classes=num_classes)
+            if augment.mixup or augment.cutmix
+            else None
+        )
+        self._prepare(model)
+
+    def _prepare(self, model: nn.Module) -> None:
+        """Wraps model and optimizer for the backend."""
+        accelerator, settings = self.accelerator, self.settings
+        spare: Any = getattr(model, "no_weight_decay", set)()
+        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=spare)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=accelerator.device.type == "cuda")
+        accelerator.gradient_accumulation_steps = self.plan.accumulation
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            plugin: Any = accelerator.state.deepspeed_plugin
+            plugin.deepspeed_config |= {
+                "train_batch_size": self.plan.batch_size,
+                "train_micro_batch_size_per_gpu": self.plan.micro_batch,
+                "gradient_accumulation_steps": self.plan.accumulation,
+                "gradient_clipping": settings.clip_grad,
+            }
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            t_initial=self.plan.stop,
+            warmup_t=round(settings.warmup_epochs * self.steps_per_epoch),
+            warmup_lr_init=1e-6,
+            t_in_epochs=False,
+        )
+
+    def run(self) -> Path:
+        """Trains to the end; returns the file of the final weights. Goes on from the last checkpoint, if any."""
+        weights = self.folder / "model.safetensors"
+        start = 0
+        if (last := checkpoint.latest(self.folder)) is not None:
+            start = checkpoint.load(self.accelerator, last)
+            if self.accelerator.is_main_process:
+                say(f"{self.stage}: goes on from step {start} of {self.plan.stop}")
+        self.tracker.rewind(self.stage, start)
+        self._loop(start)
+        state = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            part = weights.with_suffix(".part")
+            save_file({name: value.contiguous().cpu() for name, value in state.items()}, part)
+            part.replace(weights)
+            for old in self.folder.glob("step_*"):
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+        self.model, self.optimizer = self.accelerator.free_memory(self.model, self.optimizer)
+        return weights
+
+    def _loop(self, start: int) -> None:
+        settings, plan, main = self.settings, self.plan, self.accelerator.is_main_process
+        batches = iter(self.batches(replace(plan, start=start)))
+        bar = tqdm(desc=self.stage, total=plan.stop, initial=start, unit="step", disable=not main,
+                   mininterval=0.2 if sys.stderr.isatty() else 15)  # fmt: skip
+        losses: list[float] = []
+        began = time.perf_counter()
+        self.model.train()
+        for step in range(start, plan.stop):
+            self.schedule.step_update(step)
+            loss, stop = self._step(step, batches)
+            losses.append(loss)
+            done, bar_values = step + 1, {"loss": f"{loss:.3f}", "lr": f"{self._lr:.1e}"}
+            if done % LOG_EVERY == 0 or done == plan.stop:
+                speed = len(losses) * plan.batch_size / (time.perf_counter() - began)
+                values = {tracking.LOSS: sum(losses) / len(losses), tracking.LR: self._lr}
+                values |= {tracking.EPOCH: done / self.steps_per_epoch, tracking.IMAGES_PER_SECOND: speed}
+                self.tracker.log(self.stage, done, **values)
+                bar.set_postfix(bar_values | {"images/s": f"{speed:.0f}"}, refresh=False)
+                losses, began = [], time.perf_counter()
+            bar.update()
+            if done == min(self.steps_per_epoch, plan.stop):
+                self._tell_unreadable()
+            if stop or done % settings.checkpoint_every == 0:
+                checkpoint.save(self.accelerator, self.folder, done, keep=settings.keep_checkpoints)
+            if stop:
+                bar.close()
+                if main:
+                    say(f"{self.stage}: stopped and saved after step {done}; the same command goes on")
+                sys.exit(EXIT_STOPPED)
+        bar.close()
+
+    def _step(self, step: int, batches: Any) -> tuple[float, bool]:
+        """One optimizer step; returns the loss over all ranks, and whether any rank was asked to stop."""
+        inputs, total = self.inputs(step), torch.zeros(2, device=self.accelerator.device)
+        for turn in range(self.plan.accumulation):
+            images, labels = self._next(step, batches)
+            # Drop path: every rank and micro-batch its own, and the same again after a resume.
+            torch.manual_seed(_draw(self.seed, step, turn, self.accelerator.process_index))
+            with self.accelerator.accumulate(self.model):
+                logits = self.model(images, *inputs)
+                smoothing = 0.0 if self.mixup else self.settings.label_smoothing
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+                total[0] += loss.detach() / self.plan.accumulation
+                if turn == self.plan.accumulation - 1:
+                    # Before the update, so that a loss that is not finite on any rank spoils no weights.
+                    total[1] = float(bool(self.stop))
+                    mean, stop = self.accelerator.reduce(total, "mean").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+                    if not math.isfinite(mean):
+                        raise RuntimeError(self._not_finite(step, inputs))
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and self.settings.clip_grad:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return mean, stop > 0
+
+    def _next(self, step: int, batches: Any) -> tuple[Tensor, Tensor]:
+        batch: Batch = next(batches)
+        self.unreadable.reasons.update(batch.unreadable)
+        device = self.accelerator.device
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
+        if self.mixup:
+            np.random.seed(_draw(self.seed, step))  # timm's Mixup draws from numpy: the same on every rank
+            images, labels = self.mixup(images, labels)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            images = images.to(next(self.model.parameters()).dtype)  # its engine casts weights, not inputs
+        return images, labels
+
+    @property
+    def _lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _tell_unreadable(self) -> None:
+        everyone: list[dict[str, str]] = gather_object([self.unreadable.reasons])
+        for reasons in everyone:
+            self.unreadable.reasons.update(reasons)
+        if self.accelerator.is_main_process:
+            self.unreadable.tell(say)
+
+    def _not_finite(self, step: int, inputs: tuple[Any, ...]) -> str:
+        last = checkpoint.latest(self.folder)
+        what = f", architecture {inputs[0].model_dump_json()}" if inputs else ""
+        return f"{self.stage}: the loss is not finite at step {step}{what}; last good checkpoint: {last or 'none'}"
+
+
+def make_plan(settings: Training, images: int, stage: str, ranks: int) -> tuple[Plan, int]:
+    """The plan of rank 0, with micro-batch and accumulation from the global batch; also the steps of an epoch.
+
+    Raises:
+        UserError: The batch does not divide over the ranks, or is larger than the data.
+    """
+    batch = settings.batch_size
+    if batch > images:
+        raise UserError(f"{stage}.batch_size: expected at most {images}, the number of training images, got {batch}")
+    if batch % ranks:
+        raise UserError(f"{stage}.batch_size: expected a multiple of the {ranks} ranks, got {batch}")
+    local = batch // ranks
+    even = 2 if settings.augment.mixup or settings.augment.cutmix else 1
+    fitting = [size for size in range(1, local + 1)
+               if local % size == 0 and size % even == 0 and size <= settings.micro_batch_size]  # fmt: skip
+    if not fitting:
+        raise UserError(f"{stage}.batch_size: expected an even number of images on each of {ranks} ranks, got {batch}")
+    steps_per_epoch = images // batch
+    plan = Plan(
+        batch_size=batch,
+        accumulation=local // fitting[-1],
+        start=0,
+        stop=max(1, round(settings.epochs * steps_per_epoch)),
+        world=ranks,
+    )
+    return plan, steps_per_epoch
+
+
+def _draw(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])

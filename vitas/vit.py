@@ -1,0 +1,137 @@
+"""One fixed architecture as a timm Vision Transformer whose blocks may differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file, save_file
+from timm.layers import DropPath, Mlp
+from timm.models import vision_transformer
+from torch import Tensor, nn
+
+from vitas import space
+from vitas.config import UserError
+from vitas.space import Architecture
+
+BLOCK_EPS, FINAL_EPS = 1e-6, 1e-5
+"""Epsilon of the layer norms in blocks, and of the last one: those of the original release."""
+
+
+class Attention(nn.Module):
+    """Self-attention whose inner width is free of the embedding's."""
+
+    def __init__(self, embed_dim: int, heads: int, qkv_dim: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv = nn.Linear(embed_dim, qkv_dim)
+        self.proj = nn.Linear(qkv_dim // 3, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        return self.proj(attend(*self.qkv(x).chunk(3, dim=-1), heads=self.num_heads))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, named as timm names its parts."""
+
+    def __init__(self, embed_dim: int, block: space.Block, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=BLOCK_EPS)
+        self.attn = Attention(embed_dim, block.heads, block.qkv_dim)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=BLOCK_EPS)
+        self.mlp = Mlp(embed_dim, block.mlp_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class VisionTransformer(vision_transformer.VisionTransformer):
+    """timm's Vision Transformer with the blocks of an `Architecture`; skipped blocks are left out.
+
+    All that timm's class does works here too: `forward_features`, `forward_head`, `reset_classifier`,
+    `set_grad_checkpointing`, `forward_intermediates`, `set_input_size`.
+
+    Args:
+        architecture: The shape.
+        num_classes: Outputs of the classifier; 0 for none.
+        img_size: Another image size than the architecture's.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
+        **timm_options: What else timm's class takes.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        num_classes: int = 1000,
+        img_size: int | tuple[int, int] | None = None,
+        drop_path_rate: float = 0.0,
+        **timm_options: Any,
+    ) -> None:
+        blocks = iter(architecture.kept)
+        super().__init__(
+            img_size=img_size or architecture.image_size,
+            patch_size=architecture.patch_size,
+            embed_dim=architecture.embed_dim,
+            depth=len(architecture.kept),
+            num_classes=num_classes,
+            drop_path_rate=drop_path_rate,
+            # timm builds the blocks in order, and knows the drop path of each.
+            block_fn=lambda *, drop_path, **_: Block(architecture.embed_dim, next(blocks), drop_path),  # pyright: ignore[reportArgumentType]
+            **timm_options,
+        )
+        if isinstance(self.norm, nn.LayerNorm):
+            self.norm.eps = FINAL_EPS
+        self.architecture = architecture
+
+    def init_weights(self, *args: Any, **kwargs: Any) -> None:
+        """timm's initialisation, but class token and positions start at zero, as in ViTAS."""
+        super().init_weights(*args, **kwargs)
+        for tokens in (self.cls_token, self.pos_embed):
+            if tokens is not None:
+                nn.init.zeros_(tokens)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:
+    """Scaled dot-product attention of (B, N, C) tensors, their channels split over `heads`; (B, N, C)."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def from_state(architecture: Architecture, state: dict[str, Tensor]) -> VisionTransformer:
+    """The model with the weights of `state`; costs no initialisation. In evaluation mode."""
+    head = state.get("head.weight")
+    with torch.device("meta"):
+        model = VisionTransformer(architecture, 0 if head is None else len(head), weight_init="skip")
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def save_model(folder: Path, model: VisionTransformer) -> None:
+    """Writes `model.safetensors` and `architecture.yaml`, which `load_model` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "architecture.yaml").write_text(model.architecture.to_yaml())
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_model(folder: Path | str) -> VisionTransformer:
+    """The model in a folder that holds `architecture.yaml` and `model.safetensors`, in evaluation mode.
+
+    Raises:
+        UserError: A file is missing, damaged, or fits no other.
+    """
+    folder = Path(folder)
+    architecture = Architecture.from_yaml(folder / "architecture.yaml")
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file}: No such file or directory")
+    try:
+        return from_state(architecture, load_file(file))
+    except Exception as error:  # safetensors and torch raise several kinds; to the user all mean the same
+        raise UserError(f"{file}: does not hold the weights of {folder / 'architecture.yaml'}: {error}") from None

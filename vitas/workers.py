@@ -1,0 +1,108 @@
+"""Scores candidates across ranks, each on the next free rank, and journals every score before it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.distributed import TCPStore
+
+from vitas.space import Architecture
+from vitas.tracking import read_lines
+
+Entry = dict[str, Any]
+"""A line of the journal: the candidate's `key`, its `architecture`, scores and costs."""
+
+
+class Journal:
+    """Every score ever made in a folder, one JSON line each, on disk before it is used.
+
+    Each rank appends to a file of its own (`journal.jsonl` is the main rank's): appends of several machines to one
+    file can mix on a shared disk.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.entries: dict[str, Entry] = {
+            entry["key"]: entry for file in sorted(folder.glob("journal*.jsonl")) for entry in read_lines(file)
+        }
+        self.file = folder / ("journal.jsonl" if rank == 0 else f"journal.{rank}.jsonl")
+        torn = self.file.is_file() and not self.file.read_bytes().endswith(b"\n")
+        self.lines = self.file.open("a")
+        if torn:
+            self.lines.write("\n")  # a kill cut the last line short: do not write on it
+
+    def append(self, entry: Entry) -> None:
+        """Adds a line, and waits until it is on disk."""
+        self.lines.write(json.dumps(entry) + "\n")
+        self.lines.flush()
+        os.fsync(self.lines.fileno())
+
+
+class Workers:
+    """The ranks as workers: they take candidates from one queue, so that a slow one holds up nobody.
+
+    Args:
+        accelerator: The one Accelerator of the run.
+        score: Scores one architecture on this rank's device; returns what the journal shall say of it.
+        journal: Where scores are kept; what it holds already is not scored again.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, score: Callable[[Architecture], dict[str, Any]], journal: Journal
+    ) -> None:
+        self.accelerator, self.score, self.journal = accelerator, score, journal
+        self.store = _store(accelerator)
+        self.rounds = 0
+
+    def score_all(self, candidates: list[Architecture], on_score: Callable[[int], None]) -> list[Entry]:
+        """The entries of `candidates`, in their order, on every rank. All ranks call it; the main one's candidates count.
+
+        `on_score` is told how many of them are scored so far, by all ranks.
+        """
+        self.rounds += 1
+        candidates = broadcast_object_list([candidates])[0]
+        todo = {candidate.key: candidate for candidate in candidates if candidate.key not in self.journal.entries}
+        queue, known = list(todo.items()), len({candidate.key for candidate in candidates}) - len(todo)
+        on_score(known)
+        scored: list[Entry] = []
+        while (turn := self._add("taken")) <= len(queue):
+            key, candidate = queue[turn - 1]
+            entry = {"key": key, **self.score(candidate), "rank": self.accelerator.process_index}
+            entry["architecture"] = candidate.model_dump(mode="json")
+            self.journal.append(entry)
+            scored.append(entry)
+            on_score(known + self._add("done"))
+        everyone: list[Entry] = gather_object(scored)
+        self.journal.entries.update((entry["key"], entry) for entry in everyone)
+        return [self.journal.entries[candidate.key] for candidate in candidates]
+
+    def _add(self, counter: str) -> int:
+        return self.store.add(f"{counter}/{self.rounds}", 1)
+
+
+class _LocalStore:
+    """The counters of a single process."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, int] = {}
+
+    def add(self, key: str, amount: int) -> int:
+        self.counters[key] = self.counters.get(key, 0) + amount
+        return self.counters[key]
+
+
+def _store(accelerator: Accelerator) -> TCPStore | _LocalStore:
+    """Counters that all ranks add to, kept by the main one."""
+    if accelerator.num_processes == 1:
+        return _LocalStore()
+    host = os.environ.get("MASTER_ADDR") or socket.gethostname()
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False) if accelerator.is_main_process else None
+    port = broadcast_object_list([store.port if store else 0])[0]
+    return store or TCPStore(host, port, is_master=False)
