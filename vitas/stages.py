@@ -43,8 +43,8 @@ def make_accelerator(settings: Recipe) -> Accelerator:
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # the launcher's default: one thread, whatever the machine
-            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+            cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            torch.set_num_threads(max(1, cores - settings.data.workers))
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # The backend is named outright: DeepSpeed on CPU ranks finds no process group otherwise. The time is

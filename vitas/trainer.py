@@ -109,7 +109,7 @@ class Trainer:
         accelerator, settings = self.accelerator, self.settings
         spare: Any = getattr(model, "no_weight_decay", set)()
         groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=spare)
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=accelerator.device.type == "cuda")
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         accelerator.gradient_accumulation_steps = self.plan.accumulation
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             plugin: Any = accelerator.state.deepspeed_plugin
