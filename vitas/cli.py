@@ -50,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_recipe(file: str) -> int:
     """What a recipe does that is started as a program; its arguments are `key=value` overrides."""
+    from vitas.launch import missing_cpu_ranks
+
+    if command := missing_cpu_ranks([file, *sys.argv[1:]]):
+        os.execv(command[0], command)
     return main(["run", file, *sys.argv[1:]])
 
 

@@ -93,7 +93,7 @@ class Budget(Section):
 
     def allows(self, costs: dict[str, np.ndarray]) -> np.ndarray:
         """(N,) Whether all the given costs lie in their windows."""
-        return (self.violations(costs) <= 0).all(axis=1)
+        return np.all(self.violations(costs) <= 0, axis=1)
 
 
 def reachable(space: SearchSpace, num_classes: int) -> dict[str, tuple[int, int]]:
@@ -192,8 +192,8 @@ def measure_throughput(
             torch.cuda.synchronize(images.device)
         return time.perf_counter() - start
 
-    seconds(), seconds()  # warm up: allocator, kernel choice
-    return batch_size / statistics.median(seconds() for _ in range(repeats))
+    warm_up = 2  # allocator, choice of kernels
+    return batch_size / statistics.median([seconds() for _ in range(warm_up + repeats)][warm_up:])
 
 
 def _ends(choices: Sequence[int]) -> tuple[int, int]:

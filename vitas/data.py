@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 from timm.data.transforms_factory import create_transform
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from vitas.config import UserError, one_line
@@ -122,9 +123,7 @@ def open_splits(data: Data) -> tuple[Split, Split]:
 def _open(data: Data, spec: str, key: str, *, streaming: bool) -> Split:
     dataset = _load(spec, key, streaming)
     features = dataset.features
-    image = data.image_column or _find(
-        key, features, datasets.Image, IMAGE_NAMES, "image"
-    )
+    image = data.image_column or _find(key, features, datasets.Image, IMAGE_NAMES, "image")
     label = data.label_column or _find(key, features, datasets.ClassLabel, LABEL_NAMES, "label")
     for name, option in ((image, "image_column"), (label, "label_column")):
         if name not in features:
@@ -166,13 +165,15 @@ def _load(spec: str, key: str, streaming: bool) -> Any:
         try:
             return datasets.load_dataset(name, split=split or "train", streaming=streaming)
         except Exception as error:  # the Hub's client raises dozens of kinds: network, access, names
-            raise UserError(f"{key}: {spec}: no such folder here, and not loaded from the Hub: {one_line(error)}") from None
+            raise UserError(
+                f"{key}: {spec}: no such folder here, and not loaded from the Hub: {one_line(error)}"
+            ) from None
     else:
         raise UserError(f"{key}: {spec}: No such file or directory")
-    options = {"drop_labels": False} if kind == "imagefolder" else {}
+    options: dict[str, Any] = {"drop_labels": False} if kind == "imagefolder" else {}
     try:
         return datasets.load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming, **options)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+    except (DatasetGenerationError, ValueError, OSError) as error:
         raise UserError(f"{key}: {spec}: not readable as {kind}: {one_line(error.__cause__ or error)}") from None
 
 
@@ -208,21 +209,22 @@ def decode(image: Any) -> Image.Image:
 
 
 def train_transform(image_size: int, augment: Augment, data: Data) -> Callable[[Image.Image], torch.Tensor]:
-    """timm's training transform: a random crop, flip, jitter or policy, normalised, erased; (3, H, W) float."""
-    return create_transform(
+    """Timm's training transform: a random crop, flip, jitter or policy, normalised, erased; (3, H, W) float."""
+    transform: Any = create_transform(
         (3, image_size, image_size),
         is_training=True,
         scale=augment.scale,
         ratio=augment.ratio,
         hflip=augment.hflip,
-        color_jitter=augment.color_jitter or None,
+        color_jitter=augment.color_jitter or None,  # pyright: ignore[reportArgumentType]
         auto_augment=augment.auto_augment,
         interpolation="bicubic",
         mean=tuple(data.mean),
         std=tuple(data.std),
         re_prob=augment.erasing,
         re_mode="pixel",
-    )  # pyright: ignore[reportReturnType]
+    )
+    return transform
 
 
 class Batch(NamedTuple):
@@ -286,7 +288,7 @@ def _micro_batches(size: int, plan: Plan, seed: int) -> Iterator[list[tuple[int,
             yield [(epoch, int(row)) for row in (*rows[0::2], *rows[1::2][::-1])]
 
 
-class _Rows:
+class _Rows(Dataset[Any]):
     """An indexed split as a torch dataset over (epoch, row)."""
 
     def __init__(self, split: Split, transform: Callable[..., Any], seed: int) -> None:
@@ -336,7 +338,9 @@ class _Stream(IterableDataset[Any]):
         for epoch in range(2**31):
             order = np.random.default_rng([self.seed, epoch]).permutation(shards)
             if shards % parts == 0:  # whole shards: nothing is read in vain
-                mine: Iterator[Any] = (example for shard in order[part::parts] for example in self.split.examples(shard))
+                mine: Iterator[Any] = (
+                    example for shard in order[part::parts] for example in self.split.examples(shard)
+                )
             else:
                 every = (example for shard in order for example in self.split.examples(shard))
                 mine = (example for number, example in enumerate(every) if number % parts == part)
@@ -388,7 +392,7 @@ def decoded(split: Split, folder: Path, image_size: int, data: Data, *, write: b
 
 
 def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> None:
-    transform = create_transform(
+    transform: Any = create_transform(
         (3, image_size, image_size), interpolation="bicubic", crop_pct=data.crop_pct, use_prefetcher=True
     )
     parts = _Parts(split, transform)
@@ -397,7 +401,9 @@ def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> None
     reasons: dict[str, str] = {}
     bar = tqdm(desc=f"decode {folder.name}", unit=" images", leave=False, total=parts.images)
     with open(folder / "images.tmp", "wb") as raw:
-        for images, numbers, unreadable in DataLoader(parts, batch_size=None, num_workers=min(data.workers, len(parts))):
+        for images, numbers, unreadable in DataLoader(
+            parts, batch_size=None, num_workers=min(data.workers, len(parts))
+        ):
             raw.write(images.numpy().tobytes())
             labels += numbers
             reasons |= unreadable
@@ -414,7 +420,7 @@ def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> None
     (folder / "labels.tmp.npy").rename(folder / "labels.npy")
 
 
-class _Parts:
+class _Parts(Dataset[Any]):
     """A split in parts for decoding: 256 rows each, or the shards of a stream."""
 
     def __init__(self, split: Split, transform: Callable[..., Any]) -> None:

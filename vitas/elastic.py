@@ -59,10 +59,11 @@ def idle(layer: nn.Module) -> Tensor:
 class ElasticLinear(nn.Linear):
     """A linear layer of which any `inputs` x `outputs` channels can run."""
 
-    def forward(self, x_BNC: Tensor | None, inputs: Channels = (), outputs: Channels = ()) -> Tensor:  # noqa: D102
-        if x_BNC is None:
+    def forward(self, input: Tensor | None, inputs: Channels = (), outputs: Channels = ()) -> Tensor:
+        """(B, N, C) to (B, N, C); without input, `idle`."""
+        if input is None:
             return idle(self)
-        return F.linear(x_BNC, *self.sliced(inputs, outputs))
+        return F.linear(input, *self.sliced(inputs, outputs))
 
     def sliced(self, inputs: Channels, outputs: Channels) -> tuple[Tensor, Tensor]:
         """The weight and bias that such a slice runs with."""
@@ -72,10 +73,11 @@ class ElasticLinear(nn.Linear):
 class ElasticLayerNorm(nn.LayerNorm):
     """A layer norm over any `channels`."""
 
-    def forward(self, x_BNC: Tensor | None, channels: Channels = ()) -> Tensor:  # noqa: D102
-        if x_BNC is None:
+    def forward(self, input: Tensor | None, channels: Channels = ()) -> Tensor:
+        """(B, N, C) to (B, N, C); without input, `idle`."""
+        if input is None:
             return idle(self)
-        return F.layer_norm(x_BNC, x_BNC.shape[-1:], *self.sliced(channels), self.eps)
+        return F.layer_norm(input, input.shape[-1:], *self.sliced(channels), self.eps)
 
     def sliced(self, channels: Channels) -> tuple[Tensor, Tensor]:
         """The weight and bias that such a slice runs with."""

@@ -22,7 +22,7 @@ def correct(
     rank: int = 0,
     world: int = 1,
 ) -> Tensor:
-    """How many images of this rank's part are right at the first guess and among the first five, and how many there are.
+    """Counts right answers in this rank's part of the images: at the first guess, among the first five; and images.
 
     Summed over the ranks, (3,) float64 divided by its last number is top-1, top-5 and 1.
     """

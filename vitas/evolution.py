@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.duplicate import DefaultDuplicateElimination
-from pymoo.core.evaluator import Evaluator
 from pymoo.core.mutation import Mutation
-from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
 from pymoo.operators.crossover.pntx import TwoPointCrossover
@@ -80,8 +78,8 @@ def first_generation(space: SearchSpace, budget: Budget, num_classes: int, size:
             break
     if not len(found):
         windows = budget.windows()
-        ranges = ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in reachable(space, num_classes).items()
-                           if name in windows)  # fmt: skip
+        limits = reachable(space, num_classes)
+        ranges = ", ".join(f"{name} {limits[name][0]:.4g} to {limits[name][1]:.4g}" for name in windows)
         asked = ", ".join(f"{name} [{low:.4g}, {high:.4g}]" for name, (low, high) in windows.items())
         raise UserError(f"budget: no architecture of the space was found inside {asked}; the space reaches {ranges}")
     return found
@@ -123,46 +121,40 @@ def evolve(
         xu=space.cardinality - 1,
         vtype=int,
     )
-    algorithm = NSGA2(
-        pop_size=settings.population,
-        sampling=first_generation(space, budget, num_classes, settings.population, seed=seed, skip=skip),
-        crossover=TwoPointCrossover(),
-        mutation=_Redraw(settings.mutation),
-        repair=_Canonical(space),
-        eliminate_duplicates=_NewAndAllowed(allowed),
-    )
+    operators: dict[str, Any] = {
+        "sampling": first_generation(space, budget, num_classes, settings.population, seed=seed, skip=skip),
+        "crossover": TwoPointCrossover(),
+        "mutation": _Redraw(settings.mutation),
+        "repair": _Canonical(space),
+        "eliminate_duplicates": _NewAndAllowed(allowed),
+    }
+    algorithm = NSGA2(pop_size=settings.population, **operators)
     algorithm.setup(problem, termination=("n_gen", settings.generations), seed=seed)
     while algorithm.has_next():
-        generation = algorithm.ask()
+        generation: Any = algorithm.ask()
         if generation is None or not len(generation):
             return  # every architecture inside the budget is in the population
         entries = score([space.decode(genome) for genome in generation.get("X")])
-        _tell(algorithm, problem, generation, settings, budget, entries)
+        # Through the algorithm's own evaluator: else it counts no evaluations, and some terminations never come.
+        losses, violations = _losses(entries, settings.objectives), budget.violations(_costs(entries))
+        algorithm.evaluator.eval(StaticProblem(problem, F=losses, G=violations), generation)
+        algorithm.tell(infills=generation)
         yield entries
 
 
-def _tell(algorithm: NSGA2, problem: Problem, generation: Population, settings: Evolution, budget: Budget,
-          entries: list[Entry]) -> None:  # fmt: skip
-    # Through the algorithm's own evaluator: else it counts no evaluations, and some terminations never come.
-    Evaluator.eval(
-        algorithm.evaluator,
-        StaticProblem(problem, F=_losses(entries, settings.objectives), G=budget.violations(_costs(entries))),
-        generation,
-    )
-    algorithm.tell(infills=generation)
-
-
-def front(entries: list[Entry], budget: Budget, objectives: list[str]) -> list[Entry]:
+def front(entries: list[Entry], budget: Budget, objectives: Sequence[str]) -> list[Entry]:
     """The entries inside the budget that no other one beats in all objectives, the best top-1 first."""
     unique = list({entry["key"]: entry for entry in entries}.values())
-    inside = [entry for entry, fits in zip(unique, budget.allows(_costs(unique)), strict=True) if fits] if unique else []
+    inside = (
+        [entry for entry, fits in zip(unique, budget.allows(_costs(unique)), strict=True) if fits] if unique else []
+    )
     if not inside:
         return []
-    chosen = NonDominatedSorting().do(_losses(inside, objectives), only_non_dominated_front=True)
+    chosen: Any = NonDominatedSorting().do(_losses(inside, objectives), only_non_dominated_front=True)
     return sorted((inside[index] for index in chosen), key=lambda entry: (-entry["top1"], entry["macs"], entry["key"]))
 
 
-def _losses(entries: list[Entry], objectives: list[str]) -> np.ndarray:
+def _losses(entries: list[Entry], objectives: Sequence[str]) -> np.ndarray:
     """(N, objectives) What NSGA-II makes small."""
     return np.array([[-entry[name] if name == "top1" else entry[name] for name in objectives] for entry in entries])
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse
 from vitas.cost import Budget
@@ -75,7 +84,15 @@ class Augment(Section):
     @field_validator("auto_augment")
     @classmethod
     def _known(cls, policy: str | None) -> str | None:
-        if policy is not None and policy.split("-")[0] not in ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a"):
+        if policy is not None and policy.split("-")[0] not in (
+            "rand",
+            "augmix",
+            "original",
+            "originalr",
+            "v0",
+            "v0r",
+            "3a",
+        ):
             raise ValueError(f"expected a timm policy such as rand-m9-mstd0.5-inc1, got {policy!r}")
         return policy
 
@@ -149,7 +166,7 @@ class Evolution(Section):
     mutation: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability that a gene of a child is drawn anew."""
     score_on: Literal["holdout", "test"] = "holdout"
-    """Images that score a candidate. The paper scores on its validation split; that makes `test` an optimistic figure."""
+    """Images that score a candidate. `test` is the paper's choice; the test accuracy is then an optimistic figure."""
     batch_size: PositiveInt = 256
     """Images of one forward of a candidate."""
 
@@ -236,8 +253,8 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         if key not in (known := keys(Recipe)):
             raise UserError(f"{override}: unknown key {key}{did_you_mean(key, known)}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = yaml.load(text, _Loader)
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"{override}: not YAML: {one_line(error)}") from None
         *path, last = key.split(".")
         section = values
@@ -262,7 +279,7 @@ def _read(file: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{file}: extends itself, by way of {' -> '.join(path.name for path in chain)}")
     try:
         # A runnable recipe is Python and YAML at once; its settings are the last YAML document.
-        *_, values = yaml.load_all(file.read_text(), Loader=_UniqueKeys)
+        *_, values = [None, *yaml.load_all(file.read_text(), _Loader)]
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -289,13 +306,19 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error, not a silent last word."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but `0.9e9` is a number, and a key given twice an error, not a silent last word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The values of a YAML mapping."""
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
                 raise ValueError(f"line {key.start_mark.line + 1}: key {key.value} is given twice")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)

@@ -251,9 +251,7 @@ class SearchSpace(Section):
         population = self.widths(self.canonical(genome))
         blocks = [
             Block(heads=int(heads), qkv_dim=int(qkv), mlp_dim=int(mlp)) if heads else None
-            for heads, qkv, mlp in zip(
-                population.heads[0], population.qkv_dim[0], population.mlp_dim[0], strict=True
-            )
+            for heads, qkv, mlp in zip(population.heads[0], population.qkv_dim[0], population.mlp_dim[0], strict=True)
         ]
         return Architecture(
             image_size=self.image_size,

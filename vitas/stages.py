@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
@@ -43,16 +43,14 @@ def make_accelerator(settings: Recipe) -> Accelerator:
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # the launcher's default: one thread, whatever the machine
-            cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(1, cores - settings.data.workers))
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    handlers: list[Any] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # The backend is named outright: DeepSpeed on CPU ranks finds no process group otherwise. The time is
         # long because one rank may decode or count while the others wait.
         handlers.append(InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=6)))
-    return Accelerator(
-        log_with="wandb" if settings.tracking.wandb != "off" else None, kwargs_handlers=handlers
-    )
+    return Accelerator(log_with="wandb" if settings.tracking.wandb != "off" else None, kwargs_handlers=handlers)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,9 @@ class Run:
 
     def cached(self, split: data.Split, name: str) -> data.Cached:
         """The images of a split, decoded once for all ranks."""
-        work = partial(data.decoded, split, self.folder / "cache" / name, self.recipe.space.image_size, self.recipe.data)
+        work = partial(
+            data.decoded, split, self.folder / "cache" / name, self.recipe.space.image_size, self.recipe.data
+        )
         return self.main_first(lambda main: work(write=main))
 
     def claim(self, stage: str, settings: dict[str, Any]) -> Path:
@@ -150,10 +150,14 @@ def supernet(run: Run) -> None:
     """Trains the supernet: another random subnet at each step."""
     settings, space = run.recipe, run.recipe.space
     skip = skip_probability(run)
-    folder = run.claim("supernet", _settings(run, "space", "supernet") | {"holdout": settings.data.holdout, "skip": skip})
+    folder = run.claim(
+        "supernet", _settings(run, "space", "supernet") | {"holdout": settings.data.holdout, "skip": skip}
+    )
     if (folder / "model.safetensors").is_file():
         return
-    run.say(f"supernet: {space.size:.2e} architectures" + (f", blocks skipped with probability {skip:.3f}" if skip else ""))
+    run.say(
+        f"supernet: {space.size:.2e} architectures" + (f", blocks skipped with probability {skip:.3f}" if skip else "")
+    )
     images, _ = run.train.hold_out(settings.data.holdout, settings.seed)
     _train(
         run,
@@ -203,8 +207,16 @@ def evolve(run: Run) -> None:
         return workers.score_all(candidates, show)
 
     run.tracker.rewind("evolve", 0)
-    generations = evolution.evolve(settings.space, settings.budget, settings.evolve, run.num_classes, score,
-                                   seed=settings.seed, skip=skip_probability(run))  # fmt: skip
+    generations = evolution.evolve(
+        settings.space,
+        settings.budget,
+        settings.evolve,
+        run.num_classes,
+        score,
+        seed=settings.seed,
+        skip=skip_probability(run),
+    )
+    best: list[Entry] = []
     for number, generation in enumerate(generations, 1):
         entries += generation
         best = evolution.front(entries, settings.budget, settings.evolve.objectives)
@@ -263,11 +275,13 @@ def evaluate(run: Run) -> None:
     if not folders:
         raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain")
     images = run.cached(run.test, "test")
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
+    total = 0
     for name, folder in folders.items():
         model = load_model(folder).to(accelerator.device)
         counts = _correct(run, model, images, settings.batch_size, shared=True)
-        right, among_five, total = accelerator.reduce(counts, "sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        reduced: Any = accelerator.reduce(counts, "sum")
+        right, among_five, total = reduced.tolist()
         rows[name] = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}
         rows[name] |= cost.count(model.architecture, run.num_classes)
         if accelerator.is_main_process:  # alone: ranks of one machine would slow each other down
@@ -298,7 +312,9 @@ def _architecture(run: Run) -> Architecture:
         return Architecture.from_yaml(name)
     file = run.folder / "evolution" / "best.yaml"
     if not file.is_file():
-        raise UserError(f"{file}: No such file or directory: retrain.architecture: best needs a search; add stage evolve")
+        raise UserError(
+            f"{file}: No such file or directory: retrain.architecture: best needs a search; add stage evolve"
+        )
     return Architecture.from_yaml(file)
 
 
@@ -330,9 +346,14 @@ def _train(run: Run, model: nn.Module, settings: Training, folder: Path, images:
         folder=folder,
         images=count,
         batches=lambda plan: data.loader(
-            images, transform, plan, seed=seed, workers=source.workers, shuffle_buffer=source.shuffle_buffer,
+            images,
+            transform,
+            plan,
+            seed=seed,
+            workers=source.workers,
+            shuffle_buffer=source.shuffle_buffer,
             pin_memory=run.accelerator.device.type == "cuda",
-        ),  # fmt: skip
+        ),
         unreadable=images.unreadable,
         inputs=inputs,
         num_classes=run.num_classes,
@@ -368,4 +389,3 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {prefix.rstrip("."): values}
     return {key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
-

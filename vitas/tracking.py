@@ -42,8 +42,9 @@ class Tracker:
             accelerator.init_trackers(recipe.tracking.project, recipe.model_dump(mode="json"), {"wandb": options})
             if accelerator.is_main_process:
                 say(f"wandb: {self.wandb}" + ("" if self.wandb == "online" else f", in {recipe.folder}/wandb"))
+                wandb_run: Any = accelerator.get_tracker("wandb", unwrap=True)
                 for stage in recipe.stages:
-                    accelerator.get_tracker("wandb", unwrap=True).define_metric(f"{stage}/*", step_metric=f"{stage}/{STEP}")
+                    wandb_run.define_metric(f"{stage}/*", step_metric=f"{stage}/{STEP}")
 
     def log(self, stage: str, step: int, **values: Any) -> None:
         """One line of metrics for one step of one stage."""
@@ -105,4 +106,3 @@ def write_atomically(file: Path, text: str) -> None:
         out.flush()
         os.fsync(out.fileno())
     part.replace(file)
-

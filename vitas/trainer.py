@@ -138,7 +138,7 @@ class Trainer:
                 say(f"{self.stage}: goes on from step {start} of {self.plan.stop}")
         self.tracker.rewind(self.stage, start)
         self._loop(start)
-        state = self.accelerator.get_state_dict(self.model)
+        state: Any = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             part = weights.with_suffix(".part")
             save_file({name: value.contiguous().cpu() for name, value in state.items()}, part)
@@ -184,6 +184,7 @@ class Trainer:
     def _step(self, step: int, batches: Any) -> tuple[float, bool]:
         """One optimizer step; returns the loss over all ranks, and whether any rank was asked to stop."""
         inputs, total = self.inputs(step), torch.zeros(2, device=self.accelerator.device)
+        mean = stop = 0.0
         for turn in range(self.plan.accumulation):
             images, labels = self._next(step, batches)
             # Drop path: every rank and micro-batch its own, and the same again after a resume.
@@ -196,7 +197,8 @@ class Trainer:
                 if turn == self.plan.accumulation - 1:
                     # Before the update, so that a loss that is not finite on any rank spoils no weights.
                     total[1] = float(bool(self.stop))
-                    mean, stop = self.accelerator.reduce(total, "mean").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+                    reduced: Any = self.accelerator.reduce(total, "mean")
+                    mean, stop = reduced.tolist()
                     if not math.isfinite(mean):
                         raise RuntimeError(self._not_finite(step, inputs))
                 self.accelerator.backward(loss)

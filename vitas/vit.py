@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import load_file, save_file
 from timm.layers import DropPath, Mlp
 from timm.models import vision_transformer
@@ -91,7 +90,7 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         self.architecture = architecture
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
-        """timm's initialisation, but class token and positions start at zero, as in ViTAS."""
+        """Timm's initialisation, but class token and positions start at zero, as in ViTAS."""
         super().init_weights(*args, **kwargs)
         for tokens in (self.cls_token, self.pos_embed):
             if tokens is not None:

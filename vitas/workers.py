@@ -62,7 +62,7 @@ class Workers:
         self.rounds = 0
 
     def score_all(self, candidates: list[Architecture], on_score: Callable[[int], None]) -> list[Entry]:
-        """The entries of `candidates`, in their order, on every rank. All ranks call it; the main one's candidates count.
+        """The entries of `candidates`, in their order, on every rank. All ranks call it; the main one's list counts.
 
         `on_score` is told how many of them are scored so far, by all ranks.
         """

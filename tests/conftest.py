@@ -1,0 +1,50 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": ""}
+
+from vitas import recipe
+from vitas.space import SearchSpace, Widths
+
+ROOT = Path(__file__).parent.parent
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+SHORT = [
+    "supernet.epochs=2", "supernet.warmup_epochs=1", "supernet.checkpoint_every=8",
+    "retrain.epochs=1", "retrain.warmup_epochs=0.5", "retrain.checkpoint_every=8",
+    "evolve.population=4", "evolve.generations=2",
+]  # fmt: skip
+"""Overrides that make the quickstart a matter of seconds."""
+
+
+def launch(*arguments: str, ranks: int = 1, options: tuple[str, ...] = (), cwd: Path, check: bool = True):
+    """Types `accelerate launch RECIPE ...` as a user does; returns the finished process with its output."""
+    many = ["--cpu", "--num_processes", str(ranks)] if ranks > 1 else []
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", *many, *options, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done
+
+
+def small_space(**changes) -> SearchSpace:
+    """A space in which every kind of choice occurs."""
+    values = {
+        "image_size": 16,
+        "patch_size": [4, 8],
+        "embed_dim": Widths(max=40, ratios=[0.3, 0.5, 1.0]),
+        "depth": 4,
+        "heads": [1, 2, 4],
+        "qkv_dim": Widths(max=120, ratios=[0.1, 0.5, 0.7]),
+        "mlp_dim": Widths(max=70),
+        "identity": "free",
+    }
+    return SearchSpace(**values | changes)
+
+
+@pytest.fixture(scope="session")
+def quickstart() -> recipe.Recipe:
+    return recipe.load(QUICKSTART)

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from conftest import small_space
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitas import cost
+from vitas.config import UserError
+from vitas.cost import Budget
+from vitas.space import Architecture, Block, Population, SearchSpace, Widths
+from vitas.vit import VisionTransformer
+
+SPACE_1G = SearchSpace(
+    image_size=224, patch_size=[14, 16, 32], embed_dim=Widths(max=384), depth=16, heads=[3, 6, 12, 16],
+    qkv_dim=Widths(max=1440), mlp_dim=Widths(max=1440), identity="free",
+)  # fmt: skip
+
+
+def uniform(embed: int, depth: int, heads: int, qkv: int, mlp: int) -> Architecture:
+    block = Block(heads=heads, qkv_dim=qkv, mlp_dim=mlp)
+    return Architecture(image_size=224, patch_size=16, embed_dim=embed, blocks=(block,) * depth)
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_macs_and_params_are_what_torch_counts(step):
+    architecture = small_space(identity="tail" if step % 2 else "free").sample(1, step, skip=0.3)
+    model = VisionTransformer(architecture, num_classes=7).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 16, 16))
+    counted = cost.count(architecture, 7)
+    assert 2 * counted["macs"] == counter.get_total_flops()
+    assert counted["params"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_published_figures():
+    vitas_c = uniform(230, 12, 3, 432, 720)
+    assert cost.count(vitas_c, 1000) == {"flops": 1_303_042_496, "macs": 1_265_114_864, "params": 6_048_414}
+    deit_s = uniform(384, 12, 6, 1152, 1536)
+    assert cost.count(deit_s, 1000) == {"flops": 4_648_906_752, "macs": 4_598_882_304, "params": 22_050_664}
+
+
+def test_a_population_costs_what_its_members_cost():
+    genomes = SPACE_1G.sample_genomes(np.random.default_rng(0), 100, skip=0.4)
+    together = cost.counts(SPACE_1G.widths(genomes), 1000)
+    members = [SPACE_1G.decode(genome) for genome in genomes]
+    again = cost.counts(Population.of(members), 1000)
+    for name, values in together.items():
+        assert values.tolist() == again[name].tolist() == [cost.count(member, 1000)[name] for member in members]
+
+
+def test_the_reachable_range_holds_all_and_is_reached():
+    space = small_space(depth=2)
+    genomes = np.concatenate([
+        space.sample_genomes(np.random.default_rng(0), 200_000, skip=0.2), np.zeros((1, 8), int), [[1, 0, 0, 0, 0, 3, 0, 0]]
+    ])  # fmt: skip
+    costs = cost.counts(space.widths(space.canonical(genomes)), 10)
+    for name, (low, high) in cost.reachable(space, 10).items():
+        assert low == costs[name].min(), name
+        assert costs[name].max() <= high
+
+
+def test_calibrated_skipping_brings_fresh_samples_into_the_window():
+    budget = Budget(flops=(0.9e9, 1.0e9))
+    skip = cost.calibrate_skip(SPACE_1G, budget, 1000)
+    fresh = SPACE_1G.sample_genomes(np.random.default_rng(99), 2000, skip=skip)
+    assert 0.9e9 <= cost.counts(SPACE_1G.widths(fresh), 1000)["flops"].mean() <= 1.0e9
+
+
+def test_a_window_out_of_reach_is_refused_with_the_range():
+    with pytest.raises(UserError, match=r"budget.flops: no skip probability .* it reaches [\d.e+]+ to [\d.e+]+"):
+        cost.calibrate_skip(SPACE_1G, Budget(flops=(9e12, 1e13)), 1000)
+
+
+def test_the_uniform_vit_costs_no_less_and_hardly_more():
+    for step in range(5):
+        found = SPACE_1G.sample(0, step, skip=0.5)
+        vit = cost.uniform_vit(found, 1000)
+        ratio = cost.count(vit, 1000)["macs"] / cost.count(found, 1000)["macs"]
+        assert 1 <= ratio < 1.05
+        assert len(set(vit.blocks)) == 1
