@@ -9,12 +9,14 @@ from __future__ import annotations
 import glob
 import io
 import json
+import os
 import random
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,19 +88,21 @@ class Split:
     def example(self, row: int) -> tuple[str, Any, int]:
         """Name, undecoded image and class index of the row-th image of an indexed split."""
         assert self.indices is not None
-        return self._example(str(self.indices[row]), self.dataset[int(self.indices[row])])
+        return self._example(str(self.indices[row]), *map(self.dataset[int(self.indices[row])].get, ("image", "label")))
 
     def examples(self, shard: int) -> Iterator[tuple[str, Any, int]]:
         """Name, undecoded image and class index of the images of one shard of a stream."""
-        for number, example in enumerate(self.dataset.shard(self.dataset.num_shards, shard)):
+        # `iter`, because plain iteration would deal this one shard out to the loader's workers once more.
+        batches = self.dataset.shard(self.dataset.num_shards, shard).iter(batch_size=32)
+        pairs = (pair for batch in batches for pair in zip(batch["image"], batch["label"], strict=True))
+        for number, (image, label) in enumerate(pairs):
             if not self.stride or (number % self.stride == self.stride - 1) == self.held_out:
-                yield self._example(f"shard {shard} image {number}", example)
+                yield self._example(f"shard {shard} image {number}", image, label)
 
-    def _example(self, name: str, example: dict[str, Any]) -> tuple[str, Any, int]:
-        label = example["label"]
+    def _example(self, name: str, image: Any, label: Any) -> tuple[str, Any, int]:
         if label not in self.labels:
             raise UserError(f"{self.unreadable.source}: image {name} has label {label!r}, which is none of the classes")
-        return (example["image"] or {}).get("path") or name, example["image"], self.labels[label]
+        return (image or {}).get("path") or name, image, self.labels[label]
 
 
 def open_splits(data: Data) -> tuple[Split, Split]:
@@ -259,9 +263,10 @@ class Plan:
 def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int, workers: int, shuffle_buffer: int,
            pin_memory: bool) -> DataLoader[Batch]:  # fmt: skip
     """An endless stream of this rank's micro-batches, from step `plan.start` to `plan.stop`."""
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+    if split.streamed:  # no more workers than this rank has shards
+        workers = min(workers, max(1, split.dataset.num_shards // plan.world))
+    options: dict[str, Any] = {"num_workers": min(workers, os.cpu_count() or 1), "pin_memory": pin_memory}
     if split.streamed:
-        options["num_workers"] = min(workers, max(1, split.dataset.num_shards // plan.world)) if workers else 0
         stream = _Stream(split, transform, plan, seed, shuffle_buffer)
         return DataLoader(stream, batch_size=plan.micro_batch, collate_fn=_collate, **options)
     rows = _Rows(split, transform, seed)
@@ -312,26 +317,22 @@ class _Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, int, dict[str, str]]]:
         info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        number, workers = (info.id, info.num_workers) if info else (0, 1)
         # torch's loader takes batches from the workers in turn: after a resume, from the one whose turn it was.
         taken, left = (step * self.plan.accumulation for step in (self.plan.start, self.plan.stop - self.plan.start))
-        worker = (worker + taken) % workers
-        skip = (taken - worker + workers - 1) // workers * self.plan.micro_batch
+        worker = (number + taken) % workers
+        first = -(-(taken - worker) // workers) * self.plan.micro_batch
+        last = first + -(-(left - number) // workers) * self.plan.micro_batch
         parts = (self.plan.rank * workers + worker, self.plan.world * workers)
         rng = np.random.default_rng([self.seed, *parts])
-        held: list[tuple[str, Any, int]] = []
-        position = 0
-        for example in self._raw(*parts):
-            if len(held) < self.buffer:
-                held.append(example)
-                continue
+        examples = self._raw(*parts)
+        held = list(islice(examples, self.buffer))
+        for position, example in enumerate(islice(examples, last)):
             chosen = int(rng.integers(len(held)))
             picked, held[chosen] = held[chosen], example
-            position += 1
-            if position > skip + left * self.plan.micro_batch:
-                return
-            if position > skip:
-                yield _first_readable((picked, *held), self.transform, [self.seed, *parts, position], self.split)
+            if position >= first:  # what comes before is drawn, but not decoded
+                key = [self.seed, *parts, position]
+                yield _first_readable((picked, *held), self.transform, key, self.split)
 
     def _raw(self, part: int, parts: int) -> Iterator[tuple[str, Any, int]]:
         shards = self.split.dataset.num_shards
@@ -402,7 +403,7 @@ def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> None
     bar = tqdm(desc=f"decode {folder.name}", unit=" images", leave=False, total=parts.images)
     with open(folder / "images.tmp", "wb") as raw:
         for images, numbers, unreadable in DataLoader(
-            parts, batch_size=None, num_workers=min(data.workers, len(parts))
+            parts, batch_size=None, num_workers=min(data.workers, len(parts), os.cpu_count() or 1)
         ):
             raw.write(images.numpy().tobytes())
             labels += numbers

@@ -52,7 +52,7 @@ class Data(Section):
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Part of the training images that the search scores candidates on, and no training sees."""
     workers: NonNegativeInt = 4
-    """Processes on each rank that read and transform images."""
+    """Processes on each rank that read and transform images; never more than cores."""
     mean: Channel = IMAGENET_MEAN
     """Mean of each RGB channel, in [0, 1]."""
     std: Channel = IMAGENET_STD
