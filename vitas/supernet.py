@@ -31,6 +31,9 @@ class ElasticAttention(nn.Module):
         for name in ("q", "k", "v"):
             copies = len(heads) if name in self.private else 1
             self.add_module(name, nn.ModuleList(ElasticLinear(embed_dim, inner_dim) for _ in range(copies)))
+        for layer in self.get_submodule("k").children():
+            # Softmax ignores it: its gradient is rounding noise, which Adam would blow up (see vitas.vit).
+            layer.get_parameter("bias").register_hook(torch.zeros_like)
         self.proj = ElasticLinear(inner_dim, embed_dim)
 
     def qkv(self, heads: int) -> list[ElasticLinear]:

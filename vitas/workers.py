@@ -33,16 +33,16 @@ class Journal:
             entry["key"]: entry for file in sorted(folder.glob("journal*.jsonl")) for entry in read_lines(file)
         }
         self.file = folder / ("journal.jsonl" if rank == 0 else f"journal.{rank}.jsonl")
-        torn = self.file.is_file() and not self.file.read_bytes().endswith(b"\n")
-        self.lines = self.file.open("a")
-        if torn:
-            self.lines.write("\n")  # a kill cut the last line short: do not write on it
+        text = self.file.read_bytes() if self.file.is_file() else b""
+        if text and not text.endswith(b"\n"):  # a kill cut the last line short: do not write on it
+            self.file.write_bytes(text[: text.rfind(b"\n") + 1])
 
     def append(self, entry: Entry) -> None:
         """Adds a line, and waits until it is on disk."""
-        self.lines.write(json.dumps(entry) + "\n")
-        self.lines.flush()
-        os.fsync(self.lines.fileno())
+        with self.file.open("a") as lines:
+            lines.write(json.dumps(entry) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
 
 
 class Workers:

@@ -1,0 +1,173 @@
+"""Real processes, started as a user starts them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICKSTART, ROOT, SHORT, launch
+from safetensors.torch import load_file
+from test_data import folder_of_jpegs
+
+from vitas.tracking import read_lines
+
+pytestmark = pytest.mark.launch
+ZERO2 = ("--config_file", str(ROOT / "launch" / "accelerate" / "zero2.yaml"), "--num_processes", "2")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run of the short quickstart, in one process."""
+    cwd = tmp_path_factory.mktemp("whole")
+    done = launch(QUICKSTART, *SHORT, cwd=cwd)
+    assert "top-1 %" in done.stdout
+    return cwd / "runs" / "quickstart"
+
+
+def outcome(run: Path) -> dict:
+    """All that a run decides: weights bit for bit, architectures, scores, accuracies."""
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    for row in evaluation.values():
+        del row["throughput"]
+    front = json.loads((run / "evolution" / "front.json").read_text())
+    return {
+        "weights": {
+            stage: (run / stage / "model.safetensors").read_bytes() for stage in ("supernet", "retrain", "baseline")
+        },
+        "front": [{name: value for name, value in entry.items() if name not in ("seconds", "rank")} for entry in front],
+        "best": (run / "evolution" / "best.yaml").read_text(),
+        "evaluation": evaluation,
+    }
+
+
+def scores(run: Path) -> list[dict]:
+    return [entry for file in (run / "evolution").glob("journal*.jsonl") for entry in read_lines(file)]
+
+
+def test_two_ranks_find_what_one_finds_in_the_same_supernet(whole, tmp_path):
+    run = tmp_path / "runs" / "quickstart"
+    shutil.copytree(whole / "supernet", run / "supernet")
+    launch(QUICKSTART, *SHORT, "stages=[evolve]", ranks=2, cwd=tmp_path)
+    one, two = ({entry["key"]: entry for entry in scores(folder)} for folder in (whole, run))
+    assert one.keys() == two.keys()
+    assert all(one[key]["top1"] == two[key]["top1"] for key in one)
+    assert (run / "evolution" / "best.yaml").read_text() == (whole / "evolution" / "best.yaml").read_text()
+    assert {entry["rank"] for entry in two.values()} == {0, 1}  # both ranks scored
+    assert len(scores(run)) == len(two)  # and none twice
+
+
+@pytest.mark.parametrize("options", [("--cpu", "--num_processes", "2"), ZERO2], ids=["ddp", "zero2"])
+def test_two_ranks_train_the_weights_that_one_trains(whole, tmp_path, options):
+    launch(QUICKSTART, *SHORT, options=options, cwd=tmp_path)
+    for stage in ("supernet", "retrain"):
+        # The retrained architectures agree because the searches do.
+        one, two = (load_file(run / stage / "model.safetensors") for run in (whole, tmp_path / "runs" / "quickstart"))
+        assert one.keys() == two.keys()
+        for name, weight in one.items():
+            difference = (weight - two[name]).norm() / weight.norm().clamp(min=1e-12)
+            assert difference <= 1e-4, (stage, name, float(difference))
+
+
+def start(cwd: Path) -> subprocess.Popen:
+    command = [sys.executable, str(QUICKSTART), *SHORT]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def lines_of(run: Path, stage: str) -> int:
+    if stage == "evolve":
+        return len(scores(run))
+    return sum(line["stage"] == stage for line in read_lines(run / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize("stage", ["supernet", "evolve", "retrain"])
+def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path, stage):
+    run = tmp_path / "runs" / "quickstart"
+    kills = random.Random(stage)
+    for progress in (1, 3):  # lines of metrics, or scores, that the stage has written when it is killed
+        process = start(tmp_path)
+        while lines_of(run, stage) < progress and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(kills.uniform(0, 0.5))
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    launch(QUICKSTART, *SHORT, cwd=tmp_path)
+    assert outcome(run) == outcome(whole)
+    keys = [entry["key"] for entry in scores(run)]
+    assert len(keys) == len(set(keys))
+    for name in ("supernet", "retrain"):
+        steps = [line["step"] for line in read_lines(run / "metrics.jsonl") if line["stage"] == name]
+        assert steps == sorted(set(steps))
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(whole, tmp_path):
+    process = start(tmp_path)
+    run = tmp_path / "runs" / "quickstart"
+    while lines_of(run, "supernet") < 1 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error.decode()[-2000:]
+    assert list((run / "supernet").glob("step_*"))
+    launch(QUICKSTART, *SHORT, cwd=tmp_path)
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_finished_run_does_nothing_more_and_other_settings_are_refused(whole):
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("model.safetensors")}
+    launch(QUICKSTART, *SHORT, cwd=whole.parent.parent)
+    assert before == {file: file.stat().st_mtime_ns for file in whole.rglob("model.safetensors")}
+    done = launch(QUICKSTART, *SHORT, "supernet.lr=0.5", cwd=whole.parent.parent, check=False)
+    assert "supernet: made with supernet.lr: 0.003, and the recipe now says 0.5; give the run another" in done.stderr
+
+
+def test_a_folder_of_jpegs_is_trained_on_and_its_damaged_image_told_once(tmp_path):
+    root = folder_of_jpegs(tmp_path / "images", count=20)
+    done = launch(
+        QUICKSTART, *SHORT, f"data.train={root}/train", f"data.test={root}/test", "supernet.batch_size=16",
+        "retrain.batch_size=16", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.stdout.count("could not be read") == 1
+    assert "data.train: 1 image(s) could not be read and were left out" in done.stdout
+    assert "on 60 test images" in done.stdout
+
+
+def test_a_stream_gives_the_accuracy_of_the_same_images_loaded_whole(whole, tmp_path):
+    from vitas import data
+    from vitas.recipe import Data
+
+    for split, name in zip(data.open_splits(Data()), ("train", "test"), strict=True):
+        (tmp_path / name).mkdir()
+        for shard in range(2):
+            split.dataset.shard(2, shard).to_parquet(tmp_path / name / f"{shard}.parquet")
+    # The same weights, on the same images from parquet files: the very same figures.
+    run = tmp_path / "runs" / "quickstart"
+    for stage in ("retrain", "baseline"):
+        shutil.copytree(whole / stage, run / stage)
+    files = [f"data.train={tmp_path}/train", f"data.test={tmp_path}/test", "data.streaming=true"]
+    launch(QUICKSTART, *SHORT, *files, "stages=[evaluate]", cwd=tmp_path)
+    assert outcome_of_evaluation(run) == outcome_of_evaluation(whole)
+    # Trained on the stream: as good, for the order alone is another.
+    long = ["stages=[retrain,evaluate]", "retrain.epochs=25", f"retrain.architecture={whole}/evolution/best.yaml"]
+    for name, source in (("whole", []), ("stream", files)):
+        launch(QUICKSTART, *long, *source, f"name={name}", cwd=tmp_path)
+    accuracy = {name: outcome_of_evaluation(tmp_path / "runs" / name)["found"]["top1"] for name in ("whole", "stream")}
+    assert accuracy["whole"] > 90
+    assert abs(accuracy["whole"] - accuracy["stream"]) < 3
+
+
+def outcome_of_evaluation(run: Path) -> dict:
+    rows = json.loads((run / "evaluation.json").read_text())
+    return {name: {key: row[key] for key in ("top1", "top5", "macs", "params")} for name, row in rows.items()}
+
+
+def test_the_supernet_weights_are_finite_and_of_one_type(whole):
+    assert all(weight.isfinite().all() and weight.dtype == torch.float32
+               for weight in load_file(whole / "supernet" / "model.safetensors").values())  # fmt: skip
