@@ -44,7 +44,10 @@ def encoded(image: Image.Image) -> bytes:
 def write_parquet(path, examples, shards=4):
     for shard in range(shards):
         part = examples[shard::shards]
-        columns = {"img": [{"bytes": encoded(image), "path": None} for image, _ in part], "target": [y for _, y in part]}
+        columns = {
+            "img": [{"bytes": encoded(image), "path": None} for image, _ in part],
+            "target": [y for _, y in part],
+        }
         features = datasets.Features(img=datasets.Image(), target=datasets.ClassLabel(names=["a", "b", "c"]))
         datasets.Dataset.from_dict(columns, features=features).to_parquet(path / f"{shard}.parquet")
 
@@ -62,7 +65,9 @@ def write_webdataset(path, examples, shards=4):
 def read(split, plan=None, workers=0, image_size=16, **options):
     plan = plan or Plan(batch_size=8, accumulation=1, start=0, stop=4)
     transform = data.train_transform(image_size, Augment(), Data())
-    batches = data.loader(split, transform, plan, seed=5, workers=workers, shuffle_buffer=8, pin_memory=False, **options)
+    batches = data.loader(
+        split, transform, plan, seed=5, workers=workers, shuffle_buffer=8, pin_memory=False, **options
+    )
     return list(batches)
 
 

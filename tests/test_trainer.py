@@ -1,0 +1,32 @@
+import pytest
+
+from vitas.config import UserError
+from vitas.recipe import Augment, Training
+from vitas.trainer import make_plan
+
+SETTINGS = Training(epochs=4, warmup_epochs=1, batch_size=96, micro_batch_size=16)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+def test_micro_batch_and_accumulation_follow_from_the_ranks(ranks):
+    plan, steps_per_epoch = make_plan(SETTINGS, 1000, "supernet", ranks)
+    assert plan.micro_batch * plan.accumulation * ranks == 96
+    assert plan.micro_batch <= 16
+    assert (steps_per_epoch, plan.stop) == (10, 40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "message"),
+    [
+        ({}, 5, "supernet.batch_size: expected a multiple of the 5 ranks, got 96"),
+        (
+            {"batch_size": 1002},
+            1,
+            "supernet.batch_size: expected at most 1000, the number of training images, got 1002",
+        ),
+        ({"batch_size": 6, "augment": Augment(mixup=0.8)}, 2, "expected an even number of images on each of 2 ranks"),
+    ],
+)
+def test_a_batch_that_cannot_be_dealt_out_is_refused(changes, ranks, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(SETTINGS.model_copy(update=changes), 1000, "supernet", ranks)
