@@ -50,9 +50,8 @@ def test_a_population_costs_what_its_members_cost():
 
 def test_the_reachable_range_holds_all_and_is_reached():
     space = small_space(depth=2)
-    genomes = np.concatenate([
-        space.sample_genomes(np.random.default_rng(0), 200_000, skip=0.2), np.zeros((1, 8), int), [[1, 0, 0, 0, 0, 3, 0, 0]]
-    ])  # fmt: skip
+    corners = [[0] * 8, [1, 0, 0, 0, 0, 3, 0, 0]]
+    genomes = np.concatenate([space.sample_genomes(np.random.default_rng(0), 200_000, skip=0.2), corners])
     costs = cost.counts(space.widths(space.canonical(genomes)), 10)
     for name, (low, high) in cost.reachable(space, 10).items():
         assert low == costs[name].min(), name

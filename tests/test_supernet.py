@@ -3,9 +3,10 @@ import torch
 from conftest import small_space
 
 from vitas.elastic import take
+from vitas.models import load_model
 from vitas.space import SearchSpace, Widths
 from vitas.supernet import Supernet
-from vitas.vit import load_model, save_model
+from vitas.vit import save_model
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

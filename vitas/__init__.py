@@ -3,8 +3,9 @@
 import sys
 
 from vitas.config import UserError
+from vitas.models import load_model  # its import registers the paper's networks with timm
 from vitas.space import Architecture, SearchSpace
-from vitas.vit import VisionTransformer, load_model
+from vitas.vit import VisionTransformer
 
 __all__ = ["Architecture", "SearchSpace", "UserError", "VisionTransformer", "load_model", "main"]
 

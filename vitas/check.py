@@ -15,7 +15,7 @@ def facts(settings: Recipe, ranks: int) -> dict[str, Any]:
     Raises:
         UserError: The data is not there, the batch does not divide, or the budget cannot be reached.
     """
-    train, test = data.open_splits(settings.data)
+    train, test = data.open_splits(settings.data, train=settings.stages != ["evaluate"])
     classes, space = len(train.classes), settings.space
     found: dict[str, Any] = {"name": settings.name, "stages": ", ".join(settings.stages), "classes": classes}
     subset, holdout = train.hold_out(settings.data.holdout, settings.seed)
@@ -32,7 +32,7 @@ def facts(settings: Recipe, ranks: int) -> dict[str, Any]:
     for name, (low, high) in cost.reachable(space, classes).items():
         found[f"reachable_{name}"] = f"{low:,} to {high:,}"
     if {"supernet", "evolve"} & set(settings.stages):
-        skip = cost.calibrate_skip(space, settings.budget, classes)
+        skip = settings.skip_probability(classes)
         if space.identity != "none":
             found["skip_probability"] = skip
         inside = evolution.first_generation(space, settings.budget, classes, 2, seed=settings.seed, skip=skip)

@@ -1,4 +1,4 @@
-"""The command line: vitas run | check | describe."""
+"""The command line: vitas run | check | describe | import."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitas import cost, recipe
+from vitas import cost, models, recipe, upstream, vit
 from vitas.config import UserError
-from vitas.space import Architecture
 
 DONE, USER_ERROR = 0, 2
 
@@ -36,9 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.set_defaults(work=_check)
 
     describe = commands.add_parser("describe", help="the costs of an architecture")
-    describe.add_argument("architecture", metavar="FILE", help="an architecture as YAML, or a folder that holds one")
+    describe.add_argument(
+        "architecture", metavar="NAME|FILE", help="a name, such as vitas_c; a YAML file, or a folder that holds one"
+    )
     describe.add_argument("--classes", type=int, default=1000, help="outputs of the classifier (default 1000)")
     describe.set_defaults(work=_describe)
+
+    importing = commands.add_parser("import", help="turn a checkpoint of the original release into a model")
+    importing.add_argument("file", metavar="FILE.pth.tar", help="the checkpoint")
+    importing.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the model")
+    importing.add_argument("--config", metavar="NET.json", help="its model config, if it is not a published network")
+    importing.set_defaults(work=_import)
 
     for command in (run, check):
         command.add_argument("overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's")
@@ -89,8 +96,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _describe(options: argparse.Namespace) -> None:
-    path = Path(options.architecture)
-    architecture = Architecture.from_yaml(path / "architecture.yaml" if path.is_dir() else path)
+    architecture = models.find(options.architecture)
     costs = cost.count(architecture, options.classes)
     facts = {"flops_paper": costs["flops"], "macs": costs["macs"], "params": costs["params"]}
     if options.json:
@@ -98,6 +104,18 @@ def _describe(options: argparse.Namespace) -> None:
     else:
         print(architecture.to_yaml(), end="")
         _print(facts, as_json=False)
+
+
+def _import(options: argparse.Namespace) -> None:
+    architecture, state = upstream.convert(options.file, options.config)
+    model = vit.from_state(architecture, state)
+    try:
+        vit.save_model(Path(options.output), model)
+    except OSError as error:
+        raise UserError(f"{options.output}: {error.strerror}") from None
+    params = sum(value.numel() for value in state.values())
+    name = models.name_of(architecture) or "a network of its own"
+    print(f"{options.output}: {name}, {params:,} parameters, {model.num_classes} classes")
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> None:

@@ -105,23 +105,27 @@ class Split:
         return (image or {}).get("path") or name, image, self.labels[label]
 
 
-def open_splits(data: Data) -> tuple[Split, Split]:
+def open_splits(data: Data, *, train: bool = True) -> tuple[Split, Split]:
     """The training and the test images of a recipe, with classes in one common order.
+
+    Without `train` the test images stand for both: evaluation alone then does not fetch what it does not read.
 
     Raises:
         UserError: Nothing is there, or columns or classes cannot be told.
     """
-    train = _open(data, data.train, "data.train", streaming=data.streaming)
     if data.test is None and data.train != "digits":
         raise UserError("data.test: required, and missing: images for the final figures, in the forms of data.train")
+    source = _open(data, data.train, "data.train", streaming=data.streaming) if train else None
     test = _open(data, data.test or "digits:test", "data.test", streaming=False)
-    if test.classes != train.classes:
-        unknown = sorted(set(test.classes) - set(train.classes))
+    if source is None:
+        return test, test
+    if test.classes != source.classes:
+        unknown = sorted(set(test.classes) - set(source.classes))
         if unknown:
-            raise UserError(f"data.test: class {unknown[0]} is none of data.train's {len(train.classes)} classes")
-        order = [train.classes.index(name) for name in test.classes]
-        test = replace(test, classes=train.classes, labels={raw: order[i] for raw, i in test.labels.items()})
-    return train, test
+            raise UserError(f"data.test: class {unknown[0]} is none of data.train's {len(source.classes)} classes")
+        order = [source.classes.index(name) for name in test.classes]
+        test = replace(test, classes=source.classes, labels={raw: order[i] for raw, i in test.labels.items()})
+    return source, test
 
 
 def _open(data: Data, spec: str, key: str, *, streaming: bool) -> Split:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse
-from vitas.cost import Budget
+from vitas.cost import Budget, calibrate_skip
 from vitas.space import SearchSpace
 
 Stage = Literal["supernet", "evolve", "retrain", "baseline", "evaluate"]
@@ -147,7 +147,7 @@ class Retraining(Training):
     """Training of one architecture."""
 
     architecture: str = "best"
-    """`best` (the search's), or a YAML file."""
+    """`best` (the search's), a name such as `vitas_c` or `deit_s`, or a YAML file."""
     init: Literal["scratch", "supernet"] = "scratch"
     """Start from new weights, or from the supernet's."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -181,10 +181,21 @@ class Evolution(Section):
 class Evaluation(Section):
     """The final figures on the test images."""
 
+    weights: str | None = None
+    """Evaluate these weights in place of the run's own: a folder, a `model.safetensors`, or a `.pth.tar` of the
+    original release."""
+    architecture: str | None = None
+    """Architecture of `weights`, a name such as `vitas_c` or a YAML file; found from the weights if left out."""
     batch_size: PositiveInt = 256
     """Images of one forward."""
     throughput_batch: PositiveInt = 64
     """Batch size at which images/s are measured."""
+
+    @model_validator(mode="after")
+    def _weights_of(self) -> Evaluation:
+        if self.architecture is not None and self.weights is None:
+            raise ValueError(f"architecture {self.architecture} needs weights: which file holds its weights?")
+        return self
 
 
 class Tracking(Section):
@@ -231,6 +242,16 @@ class Recipe(Section):
         if not stages or sorted(set(stages), key=order.index) != stages:
             raise ValueError(f"expected some of {order}, each once and in this order, got {stages}")
         return stages
+
+    def skip_probability(self, num_classes: int) -> float:
+        """The skip probability of the supernet: the one given, or the one calibrated to the budget.
+
+        Raises:
+            UserError: No probability brings the subnets into the budget.
+        """
+        if self.supernet.skip is not None:
+            return self.supernet.skip
+        return calibrate_skip(self.space, self.budget, num_classes)
 
     @property
     def folder(self) -> Path:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from vitas import cost, data, evolution, recipe, tracking
+from vitas import cost, data, evolution, models, recipe, tracking
 from vitas.config import UserError
 from vitas.evaluate import correct
 from vitas.recipe import Recipe, Training
@@ -33,7 +33,7 @@ from vitas.space import Architecture
 from vitas.supernet import Supernet
 from vitas.tracking import Tracker, say, write_atomically
 from vitas.trainer import EXIT_STOPPED, StopRequest, Trainer
-from vitas.vit import VisionTransformer, load_model
+from vitas.vit import VisionTransformer
 from vitas.workers import Entry, Journal, Workers
 
 
@@ -121,7 +121,7 @@ def run(settings: Recipe) -> None:
     """Does the stages of a recipe, from wherever an earlier run of it stopped."""
     accelerator = make_accelerator(settings)
     with accelerator.main_process_first():
-        train, test = data.open_splits(settings.data)
+        train, test = data.open_splits(settings.data, train=settings.stages != ["evaluate"])
     if accelerator.is_main_process:
         write_atomically(settings.folder / "recipe.yaml", recipe.dump(settings))
         device = f"{accelerator.num_processes} x {accelerator.device.type}"
@@ -140,10 +140,7 @@ def run(settings: Recipe) -> None:
 
 def skip_probability(run: Run) -> float:
     """The skip probability of the supernet: the recipe's, or the one calibrated to its budget."""
-    settings = run.recipe
-    if settings.supernet.skip is not None:
-        return settings.supernet.skip
-    return cost.calibrate_skip(settings.space, settings.budget, run.num_classes)
+    return run.recipe.skip_probability(run.num_classes)
 
 
 def supernet(run: Run) -> None:
@@ -269,16 +266,22 @@ def baseline(run: Run) -> None:
 def evaluate(run: Run) -> None:
     """Top-1, top-5, costs and throughput on the test images, as a table and in `evaluation.json`."""
     settings, accelerator = run.recipe.evaluate, run.accelerator
-    names = {"retrain": "found", "baseline": "uniform ViT"}
-    folders = {name: run.folder / stage for stage, name in names.items()
-               if (run.folder / stage / "model.safetensors").is_file()}  # fmt: skip
-    if not folders:
-        raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain")
+    if settings.weights is not None:
+        chosen = settings.architecture or Path(settings.weights).name
+        loaders = {chosen: partial(models.load_model, settings.weights, settings.architecture)}
+    else:
+        names = {"retrain": "found", "baseline": "uniform ViT"}
+        loaders = {name: partial(models.load_model, run.folder / stage) for stage, name in names.items()
+                   if (run.folder / stage / "model.safetensors").is_file()}  # fmt: skip
+    if not loaders:
+        raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain, or evaluate.weights")
     images = run.cached(run.test, "test")
     rows: dict[str, dict[str, float]] = {}
     total = 0
-    for name, folder in folders.items():
-        model = load_model(folder).to(accelerator.device)
+    for name, load in loaders.items():
+        model = load().to(accelerator.device)
+        if model.num_classes != run.num_classes:
+            raise UserError(f"{name}: has {model.num_classes} classes, the data {run.num_classes}")
         counts = _correct(run, model, images, settings.batch_size, shared=True)
         reduced: Any = accelerator.reduce(counts, "sum")
         right, among_five, total = reduced.tolist()
@@ -309,7 +312,7 @@ def table(rows: dict[str, dict[str, float]], images: int) -> str:
 def _architecture(run: Run) -> Architecture:
     name = run.recipe.retrain.architecture
     if name != "best":
-        return Architecture.from_yaml(name)
+        return models.find(name)
     file = run.folder / "evolution" / "best.yaml"
     if not file.is_file():
         raise UserError(

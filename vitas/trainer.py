@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
-from safetensors.torch import save_file
 from timm.data import Mixup
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
@@ -31,6 +30,7 @@ from vitas.config import UserError
 from vitas.data import Batch, Plan, Unreadable
 from vitas.recipe import Training
 from vitas.tracking import Tracker, say
+from vitas.vit import save_weights
 
 EXIT_STOPPED = 75
 """Exit code of a run that was told to stop, has saved, and wants to be started again (EX_TEMPFAIL)."""
@@ -140,9 +140,7 @@ class Trainer:
         self._loop(start)
         state: Any = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            part = weights.with_suffix(".part")
-            save_file({name: value.contiguous().cpu() for name, value in state.items()}, part)
-            part.replace(weights)
+            save_weights(weights, state)
             for old in self.folder.glob("step_*"):
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from timm.layers import DropPath, Mlp
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from vitas import space
-from vitas.config import UserError
 from vitas.space import Architecture
 
 BLOCK_EPS, FINAL_EPS = 1e-6, 1e-5
@@ -88,7 +87,9 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         )
         if isinstance(self.norm, nn.LayerNorm):
             self.norm.eps = FINAL_EPS
-        self.architecture = architecture
+        height, width = self.patch_embed.img_size or (0, 0)
+        same = not height or height != width  # an Architecture is square
+        self.architecture = architecture if same else architecture.model_copy(update={"image_size": height})
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Timm's initialisation, but class token and positions start at zero, as in ViTAS."""
@@ -122,25 +123,16 @@ def from_state(architecture: Architecture, state: dict[str, Tensor]) -> VisionTr
     return model.eval()
 
 
+def save_weights(file: Path, state: dict[str, Tensor]) -> None:
+    """Writes a `.safetensors` file, by a rename: it is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+    part.replace(file)
+
+
 def save_model(folder: Path, model: VisionTransformer) -> None:
-    """Writes `model.safetensors` and `architecture.yaml`, which `load_model` reads."""
+    """Writes `architecture.yaml` and `model.safetensors`, which `vitas.load_model` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "architecture.yaml").write_text(model.architecture.to_yaml())
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
-
-
-def load_model(folder: Path | str) -> VisionTransformer:
-    """The model in a folder that holds `architecture.yaml` and `model.safetensors`, in evaluation mode.
-
-    Raises:
-        UserError: A file is missing, damaged, or fits no other.
-    """
-    folder = Path(folder)
-    architecture = Architecture.from_yaml(folder / "architecture.yaml")
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise UserError(f"{file}: No such file or directory")
-    try:
-        return from_state(architecture, load_file(file))
-    except Exception as error:  # safetensors and torch raise several kinds; to the user all mean the same
-        raise UserError(f"{file}: does not hold the weights of {folder / 'architecture.yaml'}: {error}") from None
+    save_weights(folder / "model.safetensors", model.state_dict())

@@ -1,0 +1,181 @@
+"""Architectures by name: the networks of the paper, registered with timm, and DeiT's shapes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from vitas import upstream
+from vitas.config import UserError, did_you_mean, one_line
+from vitas.space import Architecture, Block
+from vitas.vit import VisionTransformer, from_state
+
+
+def _deit(embed_dim: int, heads: int) -> Architecture:
+    block = Block(heads=heads, qkv_dim=3 * embed_dim, mlp_dim=4 * embed_dim)
+    return Architecture(image_size=224, patch_size=16, embed_dim=embed_dim, blocks=(block,) * 12)
+
+
+ARCHITECTURES = {
+    **{name: published.architecture for name, published in upstream.PUBLISHED.items()},
+    "deit_ti": _deit(192, 3),
+    "deit_s": _deit(384, 6),
+}
+"""The architectures that have a name."""
+
+
+def named(name: str) -> Architecture:
+    """The architecture of this name, such as `vitas_c` or `deit_ti`.
+
+    Raises:
+        UserError: There is none; names the nearest.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(
+            f"unknown architecture {name}{did_you_mean(name.lower(), ARCHITECTURES)}: "
+            f"expected {', '.join(ARCHITECTURES)}, or a YAML file"
+        )
+    return ARCHITECTURES[name]
+
+
+def name_of(architecture: Architecture) -> str | None:
+    """The name of an architecture, if it has one."""
+    return next((name for name, known in ARCHITECTURES.items() if known == architecture), None)
+
+
+def find(name_or_file: str) -> Architecture:
+    """The architecture of a name, of a YAML file, or of a folder that holds `architecture.yaml`.
+
+    Raises:
+        UserError: There is no such name and no such file, or the file says something else.
+    """
+    path = Path(name_or_file)
+    if name_or_file in ARCHITECTURES or not (path.exists() or path.suffix or len(path.parts) > 1):
+        return named(name_or_file)
+    return Architecture.from_yaml(path / "architecture.yaml" if path.is_dir() else path)
+
+
+def load_model(weights: Path | str, architecture: str | None = None) -> VisionTransformer:
+    """The model of an imported, extracted or retrained folder, or of any file of weights; in evaluation mode.
+
+    Args:
+        weights: A folder that holds `model.safetensors`, that file itself, or a `.pth.tar` of the original release.
+        architecture: Name or file of its architecture. Left out, it is the `architecture.yaml` beside
+            `model.safetensors`, and a `.pth.tar` is one of the published networks.
+
+    Raises:
+        UserError: A file is missing or damaged, or the weights are not those of the architecture.
+    """
+    weights = Path(weights)
+    weights = weights / "model.safetensors" if weights.is_dir() else weights
+    shape = None if architecture is None else find(architecture)
+    if weights.suffix != ".safetensors":
+        if shape is None:
+            return from_state(*upstream.convert(weights))
+        return from_state(shape, upstream.translate(upstream.read(weights), shape, source=weights))
+    if not weights.is_file():
+        raise UserError(f"{weights}: No such file or directory")
+    shape = shape or Architecture.from_yaml(weights.parent / "architecture.yaml")
+    try:
+        return from_state(shape, load_file(weights))
+    except Exception as error:  # safetensors and torch raise several kinds; to the user all mean the same
+        what = architecture or weights.parent / "architecture.yaml"
+        raise UserError(f"{weights}: does not hold the weights of {what}: {one_line(error)}") from None
+
+
+DECIDED = {
+    *("num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values"),
+    *("proj_drop_rate", "attn_drop_rate", "norm_layer", "act_layer", "mlp_layer", "attn_layer"),
+}
+"""Options of timm's class that our blocks have no place for; unheeded, they would deceive."""
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "fixed_input_size": True,
+            "pool_size": None,
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "paper_name": "Vision Transformer Architecture Search",
+            "paper_ids": "arXiv:2106.13700",
+            "origin_url": "https://github.com/xiusu/ViTAS",
+        }
+        for name in upstream.PUBLISHED
+    }
+)
+
+
+@register_model
+def vitas_a(pretrained: bool = False, **options: Any) -> nn.Module:
+    """ViTAS-A: 0.86 G FLOPs, 3.7 M parameters."""
+    return _create("vitas_a", pretrained, **options)
+
+
+@register_model
+def vitas_b(pretrained: bool = False, **options: Any) -> nn.Module:
+    """ViTAS-B: 0.99 G FLOPs, 4.4 M parameters."""
+    return _create("vitas_b", pretrained, **options)
+
+
+@register_model
+def vitas_c(pretrained: bool = False, **options: Any) -> nn.Module:
+    """ViTAS-C, of equal blocks: 1.3 G FLOPs, 6.0 M parameters."""
+    return _create("vitas_c", pretrained, **options)
+
+
+@register_model
+def vitas_e(pretrained: bool = False, **options: Any) -> nn.Module:
+    """ViTAS-E: 2.7 G FLOPs, 12.6 M parameters."""
+    return _create("vitas_e", pretrained, **options)
+
+
+@register_model
+def vitas_f(pretrained: bool = False, **options: Any) -> nn.Module:
+    """ViTAS-F: 4.9 G FLOPs, 22.5 M parameters."""
+    return _create("vitas_f", pretrained, **options)
+
+
+def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
+    source = resolve_pretrained_cfg(name, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
+    if pretrained and not (source.has_weights or source.state_dict):
+        raise UserError(
+            f"{name}: no weights to download: import the original release's file, vitas import FILE.pth.tar -o DIR, "
+            f"then timm.create_model({name!r}, checkpoint_path='DIR/model.safetensors')"
+        )
+    if unheeded := DECIDED & options.keys():
+        raise UserError(f"{name}: {min(unheeded)}: not an option here, the architecture decides it")
+    return build_model_with_cfg(
+        partial(_build, ARCHITECTURES[name]),
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": options.pop("out_indices", 3), "feature_cls": "getter"},
+        **options,
+    )
+
+
+def _build(architecture: Architecture, **options: Any) -> VisionTransformer:
+    model = VisionTransformer(architecture, **options)
+    model.register_load_state_dict_pre_hook(_resample_positions)
+    return model.to(device=options.get("device"), dtype=options.get("dtype"))
+
+
+def _resample_positions(model: VisionTransformer, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Fits positions of another image size to the model, whichever way its weights are loaded."""
+    name, own = f"{prefix}pos_embed", model.pos_embed
+    if own is not None and name in state and state[name].shape[1] != own.shape[1]:
+        tokens = model.num_prefix_tokens
+        state[name] = resample_abs_pos_embed(state[name], model.patch_embed.grid_size, num_prefix_tokens=tokens)
