@@ -109,7 +109,7 @@ def test_parquet_and_webdataset_give_the_same_images_whole_and_streamed(tmp_path
     source = Data(train=str(tmp_path), test=str(tmp_path), streaming=streaming, classes=3, crop_pct=1.0)
     train, _ = data.open_splits(source)
     assert len(train.classes) == 3
-    assert data.count_images(train, tmp_path / "count") == 30
+    assert data.count_images(train, None, tmp_path / "count") == 30
     cached = data.decoded(train, tmp_path / "cache", 16, source, write=True)
     assert sorted(cached.labels) == sorted(label for _, label in examples)
     assert (cached.images.mean((2, 3)).argmax(1) == cached.labels).all()

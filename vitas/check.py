@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitas import cost, data, evolution
+from vitas.config import UserError
 from vitas.recipe import Recipe
 from vitas.trainer import make_plan
 
@@ -15,28 +16,52 @@ def facts(settings: Recipe, ranks: int) -> dict[str, Any]:
     Raises:
         UserError: The data is not there, the batch does not divide, or the budget cannot be reached.
     """
-    train, test = data.open_splits(settings.data, train=settings.stages != ["evaluate"])
-    classes, space = len(train.classes), settings.space
-    found: dict[str, Any] = {"name": settings.name, "stages": ", ".join(settings.stages), "classes": classes}
-    subset, holdout = train.hold_out(settings.data.holdout, settings.seed)
-    if train.indices is not None and subset.indices is not None and holdout.indices is not None:
+    found: dict[str, Any] = {"name": settings.name, "stages": ", ".join(settings.stages)}
+    images = _images(settings)
+    found |= images
+    for stage in ("supernet", "retrain"):
+        if stage in settings.stages and (count := images.get("train_images")):
+            plan, _ = make_plan(
+                getattr(settings, stage), count - images["holdout_images"] * (stage == "supernet"), stage, ranks
+            )
+            found[f"{stage}_steps"] = plan.stop
+            found[f"{stage}_batch"] = f"{ranks} ranks x {plan.accumulation} times x {plan.micro_batch} images"
+    return found | _search(settings, images["classes"])
+
+
+def _images(settings: Recipe) -> dict[str, Any]:
+    """Counts of images and classes, from the data; where it is not at hand, from what the recipe says of it."""
+    source = settings.data
+    try:
+        train, test = data.open_splits(source, train=settings.stages != ["evaluate"])
+    except UserError as error:
+        if source.classes is None or source.examples is None:
+            raise
+        holdout = round(source.examples * source.holdout)
+        counts = {"classes": source.classes, "train_images": source.examples, "holdout_images": holdout}
+        return {"data": f"NOT AT HAND ({error}); counted by data.classes and data.examples", **counts}
+    found: dict[str, Any] = {"data": "found", "classes": len(train.classes)}
+    holdout = train.hold_out(source.holdout, settings.seed)[1]
+    if train.indices is not None and holdout.indices is not None:
         found |= {"train_images": len(train.indices), "holdout_images": len(holdout.indices)}
-        for stage, images in (("supernet", len(subset.indices)), ("retrain", len(train.indices))):
-            if stage in settings.stages:
-                plan, _ = make_plan(getattr(settings, stage), images, stage, ranks)
-                found |= {f"{stage}_steps": plan.stop, f"{stage}_images_a_rank_and_pass": plan.micro_batch,
-                          f"{stage}_accumulation": plan.accumulation}  # fmt: skip
+    elif source.examples is not None:
+        found |= {"train_images": source.examples, "holdout_images": source.examples // holdout.stride}
     if test.indices is not None:
         found["test_images"] = len(test.indices)
-    found["architectures"] = f"{space.size:.3e}"
+    return found
+
+
+def _search(settings: Recipe, classes: int) -> dict[str, Any]:
+    """Size and reach of the space, and whether the budget lies in it."""
+    space = settings.space
+    found: dict[str, Any] = {"architectures": f"{space.size:.3e}"}
     for name, (low, high) in cost.reachable(space, classes).items():
         found[f"reachable_{name}"] = f"{low:,} to {high:,}"
     if {"supernet", "evolve"} & set(settings.stages):
         skip = settings.skip_probability(classes)
         if space.identity != "none":
             found["skip_probability"] = skip
-        inside = evolution.first_generation(space, settings.budget, classes, 2, seed=settings.seed, skip=skip)
-        found["example_in_budget"] = ", ".join(
-            f"{name} {value:,}" for name, value in cost.count(space.decode(inside[0]), classes).items()
-        )
+        inside = evolution.first_generation(space, settings.budget, classes, 1, seed=settings.seed, skip=skip)
+        costs = cost.count(space.decode(inside[0]), classes)
+        found["example_in_budget"] = ", ".join(f"{name} {value:,}" for name, value in costs.items())
     return found

@@ -451,10 +451,16 @@ class _Parts(Dataset[Any]):
         return np.stack(images) if images else np.empty(0, np.uint8), labels, unreadable
 
 
-def count_images(split: Split, cache: Path) -> int:
-    """The number of images, unreadable ones included; a stream is read through once, and remembered in `cache`."""
+def count_images(split: Split, known: int | None, cache: Path) -> int:
+    """The number of images, unreadable ones included.
+
+    Of a stream it follows from the `known` number of all training images; if that is not known, the stream is read
+    through once, and the number remembered in `cache`.
+    """
     if split.indices is not None:
         return len(split.indices)
+    if known is not None:
+        return known - known // split.stride if split.stride else known
     if not cache.is_file():
         shards = range(split.dataset.num_shards)
         counts = [sum(1 for _ in split.examples(shard)) for shard in tqdm(shards, desc="count images", leave=False)]

@@ -42,9 +42,9 @@ class Data(Section):
     label_column: str | None = None
     """The column of class labels; found from the features if left out."""
     classes: PositiveInt | None = None
-    """Number of classes; needed only where the labels of a stream are plain numbers."""
+    """Number of classes; needed where the labels of a stream are plain numbers, and to check a recipe without data."""
     examples: PositiveInt | None = None
-    """Number of training images; needed only for a stream that does not say."""
+    """Number of training images; known, a stream is not read through to count them, and a check needs no data."""
     streaming: bool = False
     """Read the training images as a stream instead of indexing them first."""
     shuffle_buffer: PositiveInt = 2048

@@ -340,7 +340,9 @@ def _train(run: Run, model: nn.Module, settings: Training, folder: Path, images:
            inputs: Callable[[int], tuple[Any, ...]]) -> None:  # fmt: skip
     source, seed = run.recipe.data, run.recipe.seed
     transform = data.train_transform(run.recipe.space.image_size, settings.augment, source)
-    count = run.main_first(lambda _: data.count_images(images, run.folder / "cache" / f"{folder.name}_images"))
+    count = run.main_first(
+        lambda _: data.count_images(images, source.examples, run.folder / "cache" / f"{folder.name}_images")
+    )
     Trainer(
         accelerator=run.accelerator,
         model=model,
