@@ -26,7 +26,10 @@ def launch(*arguments: str, ranks: int = 1, options: tuple[str, ...] = (), cwd: 
     command = [str(Path(sys.executable).with_name("accelerate")), "launch", *many, *options, *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
     if check and done.returncode:
-        pytest.fail(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+        pytest.fail(
+            f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}",
+            pytrace=False,
+        )
     return done
 
 

@@ -43,7 +43,7 @@ MALFORMED = [
     ("evolve.generation=3", "did you mean evolve.generations?"),
     ("retrain.droppath=0.1", "did you mean retrain.drop_path?"),
     ("retrain.augment.mix_up=0.1", "did you mean retrain.augment.mixup?"),
-    ("tracking.wandbb=off", "did you mean tracking.wandb?"),
+    ("tracking.wandbb=auto", "did you mean tracking.wandb?"),
     ("stage=[evolve]", "did you mean stages?"),
     ("foo=1", "unknown key foo"),
     ("name.x=1", "unknown key name.x"),
@@ -102,7 +102,7 @@ MALFORMED = [
     ("evolve.objectives=[speed]", "evolve.objectives.0: expected 'top1'"),
     ("evolve.score_on=train", "evolve.score_on: expected 'holdout' or 'test'"),
     ("retrain.init=best", "retrain.init: expected 'scratch' or 'supernet'"),
-    ("tracking.wandb=sometimes", "tracking.wandb: expected 'off'"),
+    ("tracking.wandb=sometimes", "tracking.wandb: expected 'never'"),
     # out of range
     ("seed=-1", "seed: expected greater than or equal to 0, got -1"),
     ("name=../x", "name: "),

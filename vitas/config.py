@@ -96,5 +96,7 @@ def _explain(section: type[BaseModel], problem: Any) -> str:
 
 
 def _type_name(annotation: Any) -> str:
+    if choices := getattr(annotation, "__args__", None):
+        return " or ".join(str(choice) for choice in choices)
     text = str(getattr(annotation, "__name__", annotation))
     return {"int": "a whole number", "float": "a number", "str": "a text"}.get(text, text)

@@ -201,7 +201,7 @@ class Evaluation(Section):
 class Tracking(Section):
     """Where the metrics go besides `metrics.jsonl`."""
 
-    wandb: Literal["off", "auto", "online", "offline"] = "off"
+    wandb: Literal["never", "auto", "online", "offline"] = "never"
     """`auto` is online when logged in, else offline."""
     project: str = "vitas"
     """The wandb project."""

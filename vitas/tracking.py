@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ def say(text: str) -> None:
     tqdm.write(text)
 
 
+def progress(stage: str, total: int, unit: str, *, show: bool, initial: int = 0) -> Any:
+    """A progress bar with the time left; in a log file a line now and then."""
+    seconds = 0.2 if sys.stderr.isatty() else 15
+    return tqdm(desc=stage, total=total, initial=initial, unit=unit, disable=not show, mininterval=seconds)
+
+
 class Tracker:
     """Writes metrics on the main process; on the others it does nothing.
 
@@ -34,7 +41,7 @@ class Tracker:
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.file = recipe.folder / "metrics.jsonl"
         self.accelerator = accelerator
-        self.wandb = wandb_mode(recipe.tracking.wandb) if recipe.tracking.wandb != "off" else None
+        self.wandb = wandb_mode(recipe.tracking.wandb) if recipe.tracking.wandb != "never" else None
         if self.wandb:
             os.environ["WANDB_MODE"] = self.wandb
             # One wandb run a segment, grouped by name: offline segments cannot be appended to.

@@ -23,13 +23,12 @@ from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from vitas import checkpoint, tracking
 from vitas.config import UserError
 from vitas.data import Batch, Plan, Unreadable
 from vitas.recipe import Training
-from vitas.tracking import Tracker, say
+from vitas.tracking import Tracker, progress, say
 from vitas.vit import save_weights
 
 EXIT_STOPPED = 75
@@ -150,8 +149,7 @@ class Trainer:
     def _loop(self, start: int) -> None:
         settings, plan, main = self.settings, self.plan, self.accelerator.is_main_process
         batches = iter(self.batches(replace(plan, start=start)))
-        bar = tqdm(desc=self.stage, total=plan.stop, initial=start, unit="step", disable=not main,
-                   mininterval=0.2 if sys.stderr.isatty() else 15)  # fmt: skip
+        bar = progress(self.stage, plan.stop, "step", show=main, initial=start)
         losses: list[float] = []
         began = time.perf_counter()
         self.model.train()
