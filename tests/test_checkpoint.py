@@ -13,29 +13,35 @@ def prepared():
     return accelerator, *accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
 
 
+def step_of(accelerator, folder) -> int:
+    last = checkpoint.latest(folder)
+    accelerator.load_state(str(last))
+    return checkpoint.manifest(last)["step"]
+
+
 def test_the_newest_whole_checkpoint_is_used_and_a_damaged_one_passed_over(tmp_path, capsys):
     accelerator, model, _ = prepared()
     for step in (1, 2, 3):
         torch.nn.init.constant_(model.weight, step)
-        checkpoint.save(accelerator, tmp_path, step, keep=2)
+        checkpoint.save(accelerator, model, tmp_path, step, keep=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_00000002", "step_00000003"]
-    assert checkpoint.load(accelerator, checkpoint.latest(tmp_path)) == 3
+    assert step_of(accelerator, tmp_path) == 3
     assert (model.weight == 3).all()
 
     weights = tmp_path / "step_00000003" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert checkpoint.load(accelerator, checkpoint.latest(tmp_path)) == 2
+    assert step_of(accelerator, tmp_path) == 2
     assert (model.weight == 2).all()
     assert "step_00000003 is damaged; using the one before it" in capsys.readouterr().out
 
 
 def test_what_a_kill_leaves_in_the_middle_of_writing_is_no_checkpoint(tmp_path):
-    accelerator, _, _ = prepared()
-    checkpoint.save(accelerator, tmp_path, 5, keep=2)
+    accelerator, model, _ = prepared()
+    checkpoint.save(accelerator, model, tmp_path, 5, keep=2)
     shutil.copytree(tmp_path / "step_00000005", tmp_path / "part")
     os.remove(tmp_path / "part" / "manifest.json")
     assert checkpoint.latest(tmp_path).name == "step_00000005"
-    checkpoint.save(accelerator, tmp_path, 6, keep=2)
+    checkpoint.save(accelerator, model, tmp_path, 6, keep=2)
     assert checkpoint.latest(tmp_path).name == "step_00000006"
     assert not (tmp_path / "part").exists()
 

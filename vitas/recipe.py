@@ -109,7 +109,7 @@ class Training(Section):
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.05
-    """AdamW's weight decay; none on biases and other 1-d weights, class tokens and positions."""
+    """AdamW's weight decay; none on biases and other 1-d weights."""
     warmup_epochs: NonNegativeFloat = 5
     """Epochs of linear warm-up from 1e-6; cosine to zero follows."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -118,6 +118,10 @@ class Training(Section):
     """Largest norm of the gradient; 0 for no clipping."""
     augment: Augment = Augment()
     """Training augmentation."""
+    grad_checkpointing: bool = False
+    """Keep no activations inside blocks, but compute them again in the backward pass: less memory, more time."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do at a step whose loss is not finite: stop all ranks, or leave the step out and count it."""
     checkpoint_every: PositiveInt = 500
     """Optimizer steps between two checkpoints."""
     keep_checkpoints: PositiveInt = 2
@@ -152,6 +156,10 @@ class Retraining(Training):
     """Start from new weights, or from the supernet's."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth of the last block, rising linearly from 0."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the weights, kept in float32; it is the model then. 0 for none."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
 
 
 class Evolution(Section):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
 
@@ -46,12 +46,23 @@ def make_accelerator(settings: Recipe) -> Accelerator:
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # the launcher's default: one thread, whatever the machine
             cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(1, cores - settings.data.workers))
+    if not on_cpu:
+        torch.set_float32_matmul_precision("high")  # TF32; on CPUs it would mean bfloat16
     handlers: list[Any] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # The backend is named outright: DeepSpeed on CPU ranks finds no process group otherwise. The time is
         # long because one rank may decode or count while the others wait.
         handlers.append(InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=6)))
-    return Accelerator(log_with="wandb" if settings.tracking.wandb != "never" else None, kwargs_handlers=handlers)
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
+    accelerator = Accelerator(
+        # Said outright for ranks that torchrun started: Accelerate would take each for a single process, and
+        # synchronise nothing. DeepSpeed on CPU ranks, though, refuses the word.
+        cpu=on_cpu and not deepspeed,
+        log_with="wandb" if settings.tracking.wandb != "never" else None,
+        kwargs_handlers=handlers,
+    )
+    assert accelerator.num_processes == 1 or accelerator.distributed_type != DistributedType.NO
+    return accelerator
 
 
 @dataclass(frozen=True)
@@ -414,7 +425,7 @@ def _correct(run: Run, model: nn.Module, images: data.Cached, batch_size: int, *
 
 def _settings(run: Run, *sections: str) -> dict[str, Any]:
     """What decides the outcome of a stage: its sections, and the images. Where and how fast it runs does not."""
-    how = {"checkpoint_every", "keep_checkpoints", "micro_batch_size"}
+    how = {"checkpoint_every", "keep_checkpoints", "micro_batch_size", "grad_checkpointing", "compile"}
     images = run.recipe.data.model_dump(mode="json", exclude={"workers", "test", "holdout"})
     chosen = {name: getattr(run.recipe, name).model_dump(mode="json", exclude=how) for name in sections}
     return {"seed": run.recipe.seed, "data": images, **chosen}

@@ -13,6 +13,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn.functional import gelu
+from torch.utils.checkpoint import checkpoint
 
 from vitas.elastic import Channels, ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, sides, take
 from vitas.space import Architecture, SearchSpace
@@ -100,6 +101,7 @@ class Supernet(nn.Module):
         self.blocks = nn.ModuleList(
             ElasticBlock(embed_dim, inner_dim, mlp_dim, space.heads, attention) for _ in range(space.depth)
         )
+        self.grad_checkpointing = False
         self.norm = ElasticLayerNorm(embed_dim, eps=FINAL_EPS)
         self.head = ElasticLinear(embed_dim, num_classes)
         self._init_weights()
@@ -121,13 +123,20 @@ class Supernet(nn.Module):
         logits = torch.stack([self._forward_side(images, architecture, side) for side in self.sides]).sum(0)
         return logits + sum(layer(None) for layer in self._idle_layers(architecture))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks compute their activations again in the backward pass; timm's name."""
+        self.grad_checkpointing = enable
+
     def _forward_side(self, images: Tensor, architecture: Architecture, side: str) -> Tensor:
         embed = self._embed(architecture.embed_dim, side)
         x_BNC = self._stem(architecture)(images, embed)
         for layer, block in zip(self.blocks, architecture.blocks, strict=True):
             if block is not None:
                 inner, hidden = self._inner(block.qkv_dim // 3, side), self._hidden(block.mlp_dim, side)
-                x_BNC = layer(x_BNC, block.heads, embed, inner, hidden)
+                if self.grad_checkpointing and self.training:
+                    x_BNC = checkpoint(layer, x_BNC, block.heads, embed, inner, hidden, use_reentrant=False)
+                else:
+                    x_BNC = layer(x_BNC, block.heads, embed, inner, hidden)
         return self.head(self.norm(x_BNC[:, 0], embed), embed, (slice(0, self.num_classes),))
 
     def _stem(self, architecture: Architecture) -> ElasticStem:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from accelerate.utils import DistributedType, gather_object
 from timm.data import Mixup
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -92,7 +94,7 @@ class Trainer:
     ) -> None:
         self.accelerator, self.settings, self.stage, self.folder = accelerator, settings, stage, folder
         self.batches, self.unreadable, self.inputs = batches, unreadable, inputs
-        self.seed, self.tracker, self.stop = seed, tracker, stop
+        self.seed, self.tracker, self.stop, self.skipped = seed, tracker, stop, 0
         plan, self.steps_per_epoch = make_plan(settings, images, stage, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         augment = settings.augment
@@ -101,17 +103,32 @@ class Trainer:
             if augment.mixup or augment.cutmix
             else None
         )
-        self._prepare(model)
+        self._prepare(model, compiled=getattr(settings, "compile", False), ema=getattr(settings, "ema", 0.0))
 
-    def _prepare(self, model: nn.Module) -> None:
-        """Wraps model and optimizer for the backend."""
+    def _prepare(self, model: nn.Module, *, compiled: bool, ema: float) -> None:
+        """Wraps model and optimizer for the backend, and restores the last checkpoint."""
         accelerator, settings = self.accelerator, self.settings
-        spare: Any = getattr(model, "no_weight_decay", set)()
-        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=spare)
+        # Before anything is wrapped, because ZeRO copies the weights: those of a checkpoint of another backend.
+        last = checkpoint.latest(self.folder)
+        found = checkpoint.manifest(last) if last else {"step": 0, "layout": checkpoint.layout(accelerator)}
+        self.start, fits = found["step"], found["layout"] == checkpoint.layout(accelerator)
+        if last and not fits:
+            model.load_state_dict(checkpoint.weights(last))
+        if settings.grad_checkpointing:
+            model.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+        if compiled:
+            model.compile()
+        self.ema = ModelEmaV3(model, decay=ema, device=accelerator.device) if ema else None
+        if last and self.ema:
+            self.ema.module.load_state_dict(checkpoint.weights(last, average=True))
+        groups = param_groups_weight_decay(model, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         accelerator.gradient_accumulation_steps = self.plan.accumulation
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             plugin: Any = accelerator.state.deepspeed_plugin
+            if ema and plugin.zero_stage == 3:
+                raise UserError(f"{self.stage}.ema: ZeRO-3 holds no whole weights to average; use ZeRO-2, or ema=0")
+            plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
             plugin.deepspeed_config |= {
                 "train_batch_size": self.plan.batch_size,
                 "train_micro_batch_size_per_gpu": self.plan.micro_batch,
@@ -126,18 +143,18 @@ class Trainer:
             warmup_lr_init=1e-6,
             t_in_epochs=False,
         )
+        if last and fits:
+            accelerator.load_state(str(last))
+        if last and accelerator.is_main_process:
+            kept = "" if fits else f", with the weights alone: the optimizer's state is of {found['layout']}"
+            say(f"{self.stage}: goes on from step {self.start} of {self.plan.stop}{kept}")
 
     def run(self) -> Path:
-        """Trains to the end; returns the file of the final weights. Goes on from the last checkpoint, if any."""
+        """Trains to the end, from the last checkpoint if there is one; returns the file of the final weights."""
         weights = self.folder / "model.safetensors"
-        start = 0
-        if (last := checkpoint.latest(self.folder)) is not None:
-            start = checkpoint.load(self.accelerator, last)
-            if self.accelerator.is_main_process:
-                say(f"{self.stage}: goes on from step {start} of {self.plan.stop}")
-        self.tracker.rewind(self.stage, start)
-        self._loop(start)
-        state: Any = self.accelerator.get_state_dict(self.model)
+        self.tracker.rewind(self.stage, self.start)
+        self._loop(self.start)
+        state: Any = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             save_weights(weights, state)
             for old in self.folder.glob("step_*"):
@@ -169,7 +186,10 @@ class Trainer:
             if done == min(self.steps_per_epoch, plan.stop):
                 self._tell_unreadable()
             if stop or done % settings.checkpoint_every == 0:
-                checkpoint.save(self.accelerator, self.folder, done, keep=settings.keep_checkpoints)
+                average = self.ema.module if self.ema else None
+                checkpoint.save(
+                    self.accelerator, self.model, self.folder, done, keep=settings.keep_checkpoints, average=average
+                )
             if stop:
                 bar.close()
                 if main:
@@ -196,12 +216,17 @@ class Trainer:
                     reduced: Any = self.accelerator.reduce(total, "mean")
                     mean, stop = reduced.tolist()
                     if not math.isfinite(mean):
-                        raise RuntimeError(self._not_finite(step, inputs))
+                        self._not_finite(step, inputs)
+                        return mean, stop > 0
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients and self.settings.clip_grad:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+        if self.ema:
+            trained: Any = self.accelerator.unwrap_model(self.model)
+            half = next(trained.parameters()).dtype != torch.float32  # DeepSpeed's engine casts the weights
+            self.ema.update(deepcopy(trained).float() if half else trained, step)
         return mean, stop > 0
 
     def _next(self, step: int, batches: Any) -> tuple[Tensor, Tensor]:
@@ -227,10 +252,18 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.unreadable.tell(say)
 
-    def _not_finite(self, step: int, inputs: tuple[Any, ...]) -> str:
-        last = checkpoint.latest(self.folder)
+    def _not_finite(self, step: int, inputs: tuple[Any, ...]) -> None:
+        """Stops, the same on all ranks, or leaves the step out and counts it."""
         what = f", architecture {inputs[0].model_dump_json()}" if inputs else ""
-        return f"{self.stage}: the loss is not finite at step {step}{what}; last good checkpoint: {last or 'none'}"
+        if self.settings.on_nonfinite == "stop":
+            last = checkpoint.latest(self.folder)
+            raise RuntimeError(
+                f"{self.stage}: the loss is not finite at step {step}{what}; last good checkpoint: {last or 'none'}"
+            )
+        self.optimizer.zero_grad()
+        self.skipped += 1
+        if self.accelerator.is_main_process:
+            say(f"{self.stage}: step {step} is left out, its loss is not finite{what}; {self.skipped} so far")
 
 
 def make_plan(settings: Training, images: int, stage: str, ranks: int) -> tuple[Plan, int]:
