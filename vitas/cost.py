@@ -136,7 +136,7 @@ def calibrate_skip(space: SearchSpace, budget: Budget, num_classes: int, *, samp
     if most < low or least > high:
         raise UserError(
             f"budget.{name}: no skip probability brings the mean {name} of sampled subnets into "
-            f"[{low:.4g}, {high:.4g}]; it reaches {least:.4g} to {most:.4g}"
+            f"[{low:.4g}, {high:.4g}]; it reaches {least:.4g} to {most:.4g} (supernet.skip=0 trains for the upper end)"
         )
     if low <= most <= high:
         return 0.0
