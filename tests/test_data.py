@@ -5,9 +5,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
-from vitas import data
+from vitas import data, recipe
 from vitas.config import UserError
 from vitas.data import Plan
 from vitas.recipe import Augment, Data
@@ -195,3 +196,12 @@ def test_test_classes_are_matched_to_train_classes_by_name(tmp_path):
                 picture(label).save(tmp_path / split / name / f"{number}.png")
     _, test = data.open_splits(Data(train=str(tmp_path / "train"), test=str(tmp_path / "test")))
     assert {test.example(row)[2] for row in range(6)} == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["retrain_vitas_a", "retrain_vitas_f", "search_1G"])
+def test_the_augmentation_of_the_shipped_recipes_survives_every_draw(name):
+    settings = recipe.load(ROOT / "recipes" / f"{name}.yaml")
+    for augment in (settings.supernet.augment, settings.retrain.augment):
+        transform = data.train_transform(32, augment, settings.data)
+        for _ in range(200):
+            assert transform(picture(0)).shape == (3, 32, 32)

@@ -1,0 +1,137 @@
+"""The stage `evolve`: candidates from NSGA-II, scored in the trained supernet, on all ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
+
+from vitas import cost, data, evolution, tracking
+from vitas.config import UserError
+from vitas.run import Run
+from vitas.space import Architecture
+from vitas.supernet import Supernet
+from vitas.tracking import progress, write_atomically
+from vitas.trainer import EXIT_STOPPED
+from vitas.vit import VisionTransformer
+from vitas.workers import Entry, Journal, Workers
+
+
+def evolve(run: Run) -> None:
+    """Searches the supernet; leaves `front.json` and `best.yaml`."""
+    settings, accelerator = run.recipe, run.accelerator
+    weights = run.folder / "supernet" / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{weights}: No such file or directory: stage evolve needs a supernet; add stage supernet")
+    parts = {"budget": settings.budget.model_dump(), "evolve": settings.evolve.model_dump(exclude={"batch_size"})}
+    # Scores belong to one set of weights: after another training of the supernet they would be stale.
+    parts |= {"supernet": run.main_first(lambda _: hashlib.sha256(weights.read_bytes()).hexdigest())}
+    folder = run.claim("evolution", run.settings("space") | parts)
+    if (folder / "best.yaml").is_file():
+        return
+    if settings.evolve.score_on == "test":
+        run.say("evolve: candidates are scored on the test images, as in the paper; the test accuracy of the winner "
+                "is then an optimistic figure")  # fmt: skip
+        images = run.cached(run.test, "test", settings.space.image_size)
+    else:
+        holdout = run.train.hold_out(settings.data.holdout, settings.seed)[1]
+        images = run.cached(holdout, "holdout", settings.space.image_size)
+    net = run.new_supernet()
+    net.load_state_dict(load_file(weights))
+    net = net.to(accelerator.device).eval()
+    journal = run.main_first(lambda _: Journal(folder, accelerator.process_index))
+    workers = Workers(accelerator, partial(_score, run, net, images), journal)
+    total = settings.evolve.population * settings.evolve.generations
+    bar = progress("evolve", total, "candidate", show=accelerator.is_main_process)
+    entries: list[Entry] = []
+
+    def score(candidates: list[Architecture]) -> list[Entry]:
+        before = len(entries)
+
+        def show(done: int) -> None:
+            if run.stop:
+                sys.exit(EXIT_STOPPED)  # every score so far is in the journal
+            bar.update(before + done - bar.n)
+
+        return workers.score_all(candidates, show)
+
+    run.tracker.rewind("evolve", 0)
+    generations = evolution.evolve(
+        settings.space,
+        settings.budget,
+        settings.evolve,
+        run.num_classes,
+        score,
+        seed=settings.seed,
+        skip=run.skip,
+    )
+    best: list[Entry] = []
+    for number, generation in enumerate(generations, 1):
+        entries += generation
+        best = evolution.front(entries, settings.budget, settings.evolve.objectives)
+        top1 = best[0]["top1"] if best else 0.0
+        bar.set_postfix(generation=f"{number}/{settings.evolve.generations}", best=f"{top1:.2f}", refresh=False)
+        mean = sum(entry["top1"] for entry in generation) / len(generation)
+        scored = len({entry["key"] for entry in entries})
+        run.tracker.log("evolve", number, **{tracking.BEST: top1, tracking.TOP1: mean, tracking.SCORED: scored})
+        if accelerator.is_main_process:
+            write_atomically(folder / "front.json", json.dumps(best, indent=1))
+    bar.close()
+    best = _confirmed(run, net, entries) if settings.budget.throughput else best
+    if not best:
+        raise UserError(f"{folder}: no candidate was inside the budget; widen budget.throughput, or search longer")
+    if accelerator.is_main_process:
+        write_atomically(folder / "best.yaml", Architecture.model_validate(best[0]["architecture"]).to_yaml())
+    accelerator.wait_for_everyone()
+
+
+def _confirmed(run: Run, net: Supernet, entries: list[Entry]) -> list[Entry]:
+    """The front of those whose throughput is inside the budget when it is measured once more, on the main process.
+
+    Of many noisy measurements some fall into the window by luck, and the search prefers what is in the window.
+    """
+    settings = run.recipe
+    while best := evolution.front(entries, settings.budget, settings.evolve.objectives):
+        for entry in best:
+            if run.accelerator.is_main_process and "throughput_again" not in entry:
+                architecture = Architecture.model_validate(entry["architecture"])
+                entry["throughput_again"] = _throughput(run, net.extract(architecture))
+        again: list[Entry] = broadcast_object_list([best])[0]
+        outside = {entry["key"] for entry in again
+                   if not settings.budget.allows({"throughput": np.array([entry["throughput_again"]])})}  # fmt: skip
+        if not outside:
+            if run.accelerator.is_main_process:
+                write_atomically(run.folder / "evolution" / "front.json", json.dumps(again, indent=1))
+            return again
+        entries = [entry for entry in entries if entry["key"] not in outside]
+    return best
+
+
+def _throughput(run: Run, model: VisionTransformer) -> float:
+    return cost.measure_throughput(
+        model,
+        model.architecture.image_size,
+        batch_size=run.recipe.budget.throughput_batch,
+        device=run.accelerator.device,
+    )
+
+
+def _score(run: Run, net: Supernet, images: data.Cached, architecture: Architecture) -> dict[str, Any]:
+    """Top-1 in percent, the mean over the supernet's sides, and the costs of one candidate."""
+    began, budget = time.perf_counter(), run.recipe.budget
+    entry: dict[str, Any] = cost.count(architecture, run.num_classes)
+    models = {side: net.extract(architecture, side) for side in net.sides}
+    if budget.throughput:
+        entry["throughput"] = _throughput(run, models["left"])
+    for side, model in models.items():
+        right, _, total = run.correct(model, images, run.recipe.evolve.batch_size).tolist()
+        entry[side] = 100 * right / total
+    entry["top1"] = sum(entry[side] for side in models) / len(models)
+    return entry | {"seconds": time.perf_counter() - began}
