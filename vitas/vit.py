@@ -124,10 +124,13 @@ def from_state(architecture: Architecture, state: dict[str, Tensor]) -> VisionTr
 
 
 def save_weights(file: Path, state: dict[str, Tensor]) -> None:
-    """Writes a `.safetensors` file, by a rename: it is there whole or not at all."""
+    """Writes a `.safetensors` file in float32, by a rename: it is there whole or not at all.
+
+    DeepSpeed trains with weights in half precision; those who read the file expect float32.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
-    part.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+    part.write_bytes(save({name: value.detach().float().cpu().contiguous() for name, value in state.items()}))
     part.replace(file)
 
 
