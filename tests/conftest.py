@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": ""}
+# DeepSpeed compiles a kernel for CPU ranks: one cache for each environment, for others would compile it anew.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 from vitas import recipe
 from vitas.space import SearchSpace, Widths

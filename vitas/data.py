@@ -191,7 +191,8 @@ def _digits(*, test: bool) -> datasets.Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    images, labels = load_digits(return_X_y=True)
+    digits: Any = load_digits()
+    images, labels = digits.data, digits.target
     rows = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)[int(test)]
     pixels = (images.reshape(-1, 8, 8) / 16 * 255).round().astype(np.uint8)
     names = datasets.ClassLabel(names=[str(digit) for digit in range(10)])
