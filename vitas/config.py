@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 
@@ -50,6 +52,20 @@ def parse(section: type[S], values: Any, *, source: str) -> S:
         problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{source}: {_explain(section, problems[0])}{more}") from None
+
+
+def read_yaml(file: Path | str, *, otherwise: str = "not YAML") -> Any:
+    """The values of a YAML or JSON file.
+
+    Raises:
+        UserError: The file is missing, or `otherwise`.
+    """
+    try:
+        return yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {otherwise}: {one_line(error)}") from None
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ class _Canonical(Repair):
 
 
 class _Redraw(Mutation):
-    """Draws each gene anew, uniformly, with a given probability (pitfall of polynomial mutation: few-choice genes)."""
+    """Draws each gene anew with a given probability; polynomial mutation hardly moves a gene of few choices."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()

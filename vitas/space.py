@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from vitas.config import Section, UserError, one_line, parse
+from vitas.config import Section, UserError, parse, read_yaml
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
@@ -76,13 +76,7 @@ class Architecture(Section):
         Raises:
             UserError: The file is missing, or says something else than an architecture.
         """
-        try:
-            values = yaml.safe_load(Path(file).read_text())
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: not YAML: {one_line(error)}") from None
-        return parse(cls, values, source=str(file))
+        return parse(cls, read_yaml(file), source=str(file))
 
 
 class Population(NamedTuple):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
-from vitas.config import UserError, one_line, parse
+from vitas.config import UserError, one_line, parse, read_yaml
 from vitas.space import Architecture, Block, SearchSpace
 from vitas.vit import VisionTransformer
 
@@ -295,12 +294,7 @@ def _recognise(tensors: dict[str, Tensor], file: Path | str) -> Architecture:
 
 
 def _read_config(file: Path | str) -> Architecture:
-    try:
-        values = yaml.safe_load(Path(file).read_text())
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: neither JSON nor YAML: {one_line(error)}") from None
+    values = read_yaml(file, otherwise="neither JSON nor YAML")
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys and values, got {type(values).__name__}")
     # The release's own files hold the space under `model`, and the network under `test` and `retrain`.
