@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import wandb
 from accelerate import Accelerator
 
 from vitas import recipe, tracking
@@ -42,6 +43,7 @@ def test_an_offline_wandb_run_is_written_with_the_stage_as_prefix(quickstart, tm
     tracker = Tracker(settings, Accelerator(log_with="wandb"))
     tracker.log("supernet", 10, **{tracking.LOSS: 0.5})
     tracker.finish()
+    wandb.teardown()  # waits for its service, which writes behind; the end of a process does it too
     assert "wandb: offline" in capsys.readouterr().out
     (written,) = (settings.folder / "wandb").glob("offline-run-*/*.wandb")
     assert b"supernet/loss" in written.read_bytes()
