@@ -7,8 +7,8 @@ import pytest
 from conftest import QUICKSTART, ROOT, launch
 from safetensors.torch import load_file
 
+from vitas.files import read_lines
 from vitas.space import Architecture, Block
-from vitas.tracking import read_lines
 
 pytestmark = pytest.mark.launch
 STEPS = [

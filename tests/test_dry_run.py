@@ -10,8 +10,8 @@ from conftest import QUICKSTART, ROOT, SHORT, launch
 from PIL import Image
 
 from vitas import cost, recipe
+from vitas.files import read_lines
 from vitas.space import Architecture
-from vitas.tracking import read_lines
 from vitas.vit import VisionTransformer
 
 pytestmark = pytest.mark.launch

@@ -16,7 +16,7 @@ from conftest import QUICKSTART, SHORT, launch
 from safetensors.torch import load_file
 from test_data import folder_of_jpegs
 
-from vitas.tracking import read_lines
+from vitas.files import read_lines
 
 pytestmark = pytest.mark.launch
 

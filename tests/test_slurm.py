@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICKSTART, ROOT, SHORT
 
-from vitas.tracking import read_lines
+from vitas.files import read_lines
 
 pytestmark = pytest.mark.slurm
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"

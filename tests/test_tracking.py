@@ -5,7 +5,8 @@ import wandb
 from accelerate import Accelerator
 
 from vitas import recipe, tracking
-from vitas.tracking import Tracker, read_lines, wandb_mode
+from vitas.files import read_lines
+from vitas.tracking import Tracker, wandb_mode
 
 
 @pytest.fixture

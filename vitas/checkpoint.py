@@ -6,20 +6,26 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vitas.config import UserError, one_line
-from vitas.tracking import say, write_atomically
+from vitas import state
+from vitas.config import RankError, one_line
+from vitas.files import sync, write_atomically
+from vitas.tracking import say
 from vitas.vit import save_weights
 
 MANIFEST, WEIGHTS, AVERAGE = "manifest.json", "weights.safetensors", "average.safetensors"
+MOMENTS = "moments.safetensors"
 
 
 def save(
@@ -31,47 +37,58 @@ def save(
     next one is whole.
 
     Raises:
-        UserError: The disk is full, or refuses; the checkpoint before is untouched.
+        RankError: The disk is full, or refuses; the checkpoint before is untouched.
     """
-    part = folder / "part"
-    if accelerator.is_main_process:
+    part, main = folder / "part", accelerator.is_main_process
+    if main:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    try:
+    with _writing(folder, step):
         accelerator.save_state(str(part))
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            state: Any = accelerator.get_state_dict(model)  # for a resume on another backend
-            if accelerator.is_main_process:
-                save_weights(part / WEIGHTS, state)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # For a resume on another backend: its own files fit no other.
+        weights, moments = state.weights(accelerator, model), state.gather_moments(model)
+        if main:
+            with _writing(folder, step):
+                save_weights(part / WEIGHTS, weights)
+                save_weights(part / MOMENTS, moments)
+    accelerator.wait_for_everyone()
+    if main:
+        with _writing(folder, step):
             if average is not None:
                 save_weights(part / AVERAGE, average.state_dict())
             sums = {str(file.relative_to(part)): _checksum(file, sync=True) for file in _files(part)}
             manifest = {"step": step, "layout": layout(accelerator), "files": sums}
             write_atomically(part / MANIFEST, json.dumps(manifest))
-    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
-        if accelerator.is_main_process:
-            shutil.rmtree(part, ignore_errors=True)
-        raise UserError(
-            f"{folder}: the checkpoint of step {step} could not be written: {one_line(error)}; make room, and the same "
-            f"command goes on from {_checkpoints(folder)[-1] if _checkpoints(folder) else 'the start'}"
-        ) from error
-    if accelerator.is_main_process:
-        whole = folder / f"step_{step:08d}"
-        shutil.rmtree(whole, ignore_errors=True)  # a damaged one from before
-        part.rename(whole)
-        _sync(folder)
+            whole = folder / f"step_{step:08d}"
+            shutil.rmtree(whole, ignore_errors=True)  # a damaged one from before
+            part.rename(whole)
+            sync(folder)
         for old in _checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
+@contextmanager
+def _writing(folder: Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+        full = shutil.disk_usage(folder).free < 1 << 20  # torch speaks of unexpected positions then
+        shutil.rmtree(folder / "part", ignore_errors=True)
+        before = _checkpoints(folder)
+        raise RankError(
+            f"{folder}: the checkpoint of step {step} could not be written: "
+            f"{'the disk is full' if full else one_line(error)}; "
+            f"the same command goes on from {before[-1].name if before else 'the start'}"
+        ) from error
+
+
 def layout(accelerator: Accelerator) -> str:
-    """How the optimizer's state lies in a checkpoint: whole, or in one part for each rank of a ZeRO stage."""
+    """Which backends can read what Accelerate saved: all but ZeRO, or a ZeRO stage on a number of ranks."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return "whole"
+        return "one process or DDP"
     plugin: Any = accelerator.state.deepspeed_plugin
     return f"ZeRO-{plugin.zero_stage}, {accelerator.num_processes} ranks, {accelerator.mixed_precision}"
 
@@ -98,6 +115,15 @@ def weights(checkpoint: Path, *, average: bool = False) -> dict[str, Tensor]:
     return load_file(file if file.is_file() else checkpoint / "model.safetensors")
 
 
+def moments(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's moments in a checkpoint of any backend, see `vitas.state`; model and optimizer are still unprepared."""
+    file = checkpoint / MOMENTS
+    if file.is_file():
+        return load_file(file)
+    saved = torch.load(checkpoint / "optimizer.bin", map_location="cpu", weights_only=True)
+    return state.moments_of(saved, model, optimizer)
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
 
@@ -121,9 +147,3 @@ def _checksum(file: Path, *, sync: bool = False) -> int:
         while chunk := data.read(1 << 22):
             total = zlib.crc32(chunk, total)
     return total
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from vitas import cost, models, recipe, upstream, vit
-from vitas.config import UserError
+from vitas.config import RankError, UserError
 
 DONE, USER_ERROR = 0, 2
 
@@ -68,10 +71,21 @@ def _guarded(work: Callable[[], None]) -> int:
     try:
         work()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"vitas: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or isinstance(error, RankError):
+            _complain(f"vitas{'' if rank == '0' else f', rank {rank}'}: {error}")
+        return USER_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"vitas: {where}{error.strerror}; make room, and the same command goes on")
         return USER_ERROR
     return DONE
+
+
+def _complain(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)  # on a line of its own, not behind a progress bar
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -15,6 +15,10 @@ class UserError(ValueError):
     """A mistake in the user's input. The message is one line; the command ends with exit code 2."""
 
 
+class RankError(UserError):
+    """What one rank alone ran into, such as a full disk: that rank prints it, for the others do not know."""
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys.
 

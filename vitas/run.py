@@ -20,9 +20,10 @@ from torch import nn
 from vitas import data
 from vitas.config import UserError
 from vitas.evaluate import correct
+from vitas.files import write_atomically
 from vitas.recipe import Recipe
 from vitas.supernet import Supernet
-from vitas.tracking import Tracker, say, write_atomically
+from vitas.tracking import Tracker, say
 from vitas.trainer import StopRequest
 
 
@@ -50,6 +51,8 @@ def make_accelerator(settings: Recipe) -> Accelerator:
         log_with="wandb" if settings.tracking.wandb != "never" else None,
         kwargs_handlers=handlers,
     )
+    if accelerator.mixed_precision == "fp16" and on_cpu and not deepspeed:
+        raise UserError("mixed_precision: fp16: expected a GPU, or DeepSpeed; on CPUs use bf16")
     assert accelerator.num_processes == 1 or accelerator.distributed_type != DistributedType.NO
     return accelerator
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from vitas import cost, data, evolution, tracking
 from vitas.config import UserError
+from vitas.files import write_atomically
 from vitas.run import Run
 from vitas.space import Architecture
 from vitas.supernet import Supernet
-from vitas.tracking import progress, write_atomically
+from vitas.tracking import progress
 from vitas.trainer import EXIT_STOPPED
 from vitas.vit import VisionTransformer
 from vitas.workers import Entry, Journal, Workers

@@ -18,11 +18,12 @@ from torch import nn
 
 from vitas import cost, data, models, recipe, tracking
 from vitas.config import UserError
+from vitas.files import write_atomically
 from vitas.recipe import Recipe, Training
 from vitas.run import Run, make_accelerator
 from vitas.search import evolve
 from vitas.space import Architecture
-from vitas.tracking import Tracker, say, write_atomically
+from vitas.tracking import Tracker, say
 from vitas.trainer import StopRequest, Trainer
 from vitas.vit import VisionTransformer
 

@@ -7,12 +7,12 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from vitas.files import read_lines, write_atomically
 from vitas.recipe import Recipe
 
 STAGE, STEP, EPOCH = "stage", "step", "epoch"
@@ -91,25 +91,3 @@ def _reachable() -> bool:
     except OSError:
         return False
     return True
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file; a last line that a kill cut short is left out, as is a missing file."""
-    lines = []
-    for line in file.read_text().split("\n") if file.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replaces a file by a whole one: a reader or a kill finds the old or the new text, never a part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    with part.open("w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)

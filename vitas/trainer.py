@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from timm.data import Mixup
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
@@ -26,9 +27,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitas import checkpoint, tracking
+from vitas import checkpoint, state, tracking
 from vitas.config import UserError
 from vitas.data import Batch, Plan, Unreadable
+from vitas.memory import explained
 from vitas.recipe import Training
 from vitas.tracking import Tracker, progress, say
 from vitas.vit import save_weights
@@ -38,6 +40,9 @@ EXIT_STOPPED = 75
 STOP_FILE = "VITAS_STOP_FILE"
 """Environment variable that names a file whose appearance asks for a stop (see launch/slurm)."""
 LOG_EVERY = 10
+MOST_SKIPPED = 10
+"""Steps left out in a row, after which the weights themselves are taken for spoiled."""
+DEEPSPEED = DistributedType.DEEPSPEED
 
 
 class StopRequest:
@@ -94,7 +99,8 @@ class Trainer:
     ) -> None:
         self.accelerator, self.settings, self.stage, self.folder = accelerator, settings, stage, folder
         self.batches, self.unreadable, self.inputs = batches, unreadable, inputs
-        self.seed, self.tracker, self.stop, self.skipped = seed, tracker, stop, 0
+        self.seed, self.tracker, self.stop = seed, tracker, stop
+        self.skipped = self.skipped_in_a_row = 0
         plan, self.steps_per_epoch = make_plan(settings, images, stage, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         augment = settings.augment
@@ -108,12 +114,14 @@ class Trainer:
     def _prepare(self, model: nn.Module, *, compiled: bool, ema: float) -> None:
         """Wraps model and optimizer for the backend, and restores the last checkpoint."""
         accelerator, settings = self.accelerator, self.settings
-        # Before anything is wrapped, because ZeRO copies the weights: those of a checkpoint of another backend.
-        last = checkpoint.latest(self.folder)
-        found = checkpoint.manifest(last) if last else {"step": 0, "layout": checkpoint.layout(accelerator)}
-        self.start, fits = found["step"], found["layout"] == checkpoint.layout(accelerator)
+        # The main process finds it for all, who must not differ in what they take for whole.
+        found: list[Path | None] = [checkpoint.latest(self.folder) if accelerator.is_main_process else None]
+        last = broadcast_object_list(found)[0]
+        layout = checkpoint.layout(accelerator)
+        facts = checkpoint.manifest(last) if last else {"step": 0, "layout": layout}
+        self.start, fits = facts["step"], facts["layout"] == layout
         if last and not fits:
-            model.load_state_dict(checkpoint.weights(last))
+            model.load_state_dict(checkpoint.weights(last))  # before ZeRO copies them
         if settings.grad_checkpointing:
             model.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
         if compiled:
@@ -121,14 +129,19 @@ class Trainer:
         self.ema = ModelEmaV3(model, decay=ema, device=accelerator.device) if ema else None
         if last and self.ema:
             self.ema.module.load_state_dict(checkpoint.weights(last, average=True))
+        # DeepSpeed's engine casts or parts the weights; the average is one of whole float32 weights.
+        self.whole = deepcopy(self.ema.module) if self.ema and accelerator.distributed_type == DEEPSPEED else None
         groups = param_groups_weight_decay(model, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        moments = checkpoint.moments(last, model, optimizer) if last and not fits else {}
         accelerator.gradient_accumulation_steps = self.plan.accumulation
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if accelerator.distributed_type == DEEPSPEED:
+            if settings.on_nonfinite == "skip" and self.plan.accumulation > 1:
+                raise UserError(
+                    f"{self.stage}.on_nonfinite: skip: DeepSpeed keeps the gradients of earlier micro-batches; raise "
+                    f"{self.stage}.micro_batch_size to {self.plan.micro_batch * self.plan.accumulation}, or use stop"
+                )
             plugin: Any = accelerator.state.deepspeed_plugin
-            if ema and plugin.zero_stage == 3:
-                raise UserError(f"{self.stage}.ema: ZeRO-3 holds no whole weights to average; use ZeRO-2, or ema=0")
-            plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
             plugin.deepspeed_config |= {
                 "train_batch_size": self.plan.batch_size,
                 "train_micro_batch_size_per_gpu": self.plan.micro_batch,
@@ -145,8 +158,11 @@ class Trainer:
         )
         if last and fits:
             accelerator.load_state(str(last))
+        elif last:
+            state.set_moments(accelerator, self.model, self.optimizer, moments)
         if last and accelerator.is_main_process:
-            kept = "" if fits else f", with the weights alone: the optimizer's state is of {found['layout']}"
+            kept = "" if fits else f", saved by {facts['layout']}: with its weights and its optimizer's state"
+            kept += "; the loss scale starts anew" if kept and accelerator.mixed_precision == "fp16" else ""
             say(f"{self.stage}: goes on from step {self.start} of {self.plan.stop}{kept}")
 
     def run(self) -> Path:
@@ -154,9 +170,9 @@ class Trainer:
         weights = self.folder / "model.safetensors"
         self.tracker.rewind(self.stage, self.start)
         self._loop(self.start)
-        state: Any = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
+        final = self.ema.module.state_dict() if self.ema else state.weights(self.accelerator, self.model)
         if self.accelerator.is_main_process:
-            save_weights(weights, state)
+            save_weights(weights, final)
             for old in self.folder.glob("step_*"):
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
@@ -172,7 +188,8 @@ class Trainer:
         self.model.train()
         for step in range(start, plan.stop):
             self.schedule.step_update(step)
-            loss, stop = self._step(step, batches)
+            with explained(partial(self._out_of_memory, step)):
+                loss, stop = self._step(step, batches)
             losses.append(loss)
             done, bar_values = step + 1, {"loss": f"{loss:.3f}", "lr": f"{self._lr:.1e}"}
             if done % LOG_EVERY == 0 or done == plan.stop:
@@ -216,17 +233,20 @@ class Trainer:
                     reduced: Any = self.accelerator.reduce(total, "mean")
                     mean, stop = reduced.tolist()
                     if not math.isfinite(mean):
-                        self._not_finite(step, inputs)
+                        self._not_finite(step)
                         return mean, stop > 0
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients and self.settings.clip_grad:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+        self.skipped_in_a_row = 0
         if self.ema:
             trained: Any = self.accelerator.unwrap_model(self.model)
-            half = next(trained.parameters()).dtype != torch.float32  # DeepSpeed's engine casts the weights
-            self.ema.update(deepcopy(trained).float() if half else trained, step)
+            if self.whole is not None:
+                self.whole.load_state_dict(state.weights(self.accelerator, self.model))
+                trained = self.whole
+            self.ema.update(trained, step)
         return mean, stop > 0
 
     def _next(self, step: int, batches: Any) -> tuple[Tensor, Tensor]:
@@ -237,7 +257,7 @@ class Trainer:
         if self.mixup:
             np.random.seed(_draw(self.seed, step))  # timm's Mixup draws from numpy: the same on every rank
             images, labels = self.mixup(images, labels)
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if self.accelerator.distributed_type == DEEPSPEED:
             images = images.to(next(self.model.parameters()).dtype)  # its engine casts weights, not inputs
         return images, labels
 
@@ -252,18 +272,30 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.unreadable.tell(say)
 
-    def _not_finite(self, step: int, inputs: tuple[Any, ...]) -> None:
+    def _not_finite(self, step: int) -> None:
         """Stops, the same on all ranks, or leaves the step out and counts it."""
-        what = f", architecture {inputs[0].model_dump_json()}" if inputs else ""
-        if self.settings.on_nonfinite == "stop":
-            last = checkpoint.latest(self.folder)
-            raise RuntimeError(
-                f"{self.stage}: the loss is not finite at step {step}{what}; last good checkpoint: {last or 'none'}"
+        stage, what = self.stage, self._what(step)
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        if self.settings.on_nonfinite == "stop" or self.skipped_in_a_row == MOST_SKIPPED:
+            times = f", the {MOST_SKIPPED}th in a row" if self.settings.on_nonfinite == "skip" else ""
+            advice = f"lower {stage}.lr" + ("" if times else f", or leave such steps out: {stage}.on_nonfinite=skip")
+            raise UserError(
+                f"{stage}: the loss is not finite at step {step}{times}{what}; "
+                f"last good checkpoint: {checkpoint.latest(self.folder) or 'none'}; {advice}"
             )
         self.optimizer.zero_grad()
-        self.skipped += 1
         if self.accelerator.is_main_process:
-            say(f"{self.stage}: step {step} is left out, its loss is not finite{what}; {self.skipped} so far")
+            say(f"{stage}: step {step} is left out, its loss is not finite{what}; {self.skipped} so far")
+
+    def _what(self, step: int) -> str:
+        inputs = self.inputs(step)
+        return f", architecture {inputs[0].model_dump_json()}" if inputs else ""
+
+    def _out_of_memory(self, step: int) -> str:
+        stage, plan = self.stage, self.plan
+        ways = f"lower {stage}.micro_batch_size from {plan.micro_batch} (the batch stays {plan.batch_size})"
+        ways += "" if self.settings.grad_checkpointing else f", or set {stage}.grad_checkpointing=true"
+        return f"{stage}: out of memory at step {step}{self._what(step)}; {ways}"
 
 
 def make_plan(settings: Training, images: int, stage: str, ranks: int) -> tuple[Plan, int]:

@@ -13,6 +13,7 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from vitas import space
+from vitas.files import write_atomically
 from vitas.space import Architecture
 
 BLOCK_EPS, FINAL_EPS = 1e-6, 1e-5
@@ -124,14 +125,11 @@ def from_state(architecture: Architecture, state: dict[str, Tensor]) -> VisionTr
 
 
 def save_weights(file: Path, state: dict[str, Tensor]) -> None:
-    """Writes a `.safetensors` file in float32, by a rename: it is there whole or not at all.
+    """Writes a `.safetensors` file in float32, whole or not at all.
 
     DeepSpeed trains with weights in half precision; those who read the file expect float32.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_bytes(save({name: value.detach().float().cpu().contiguous() for name, value in state.items()}))
-    part.replace(file)
+    write_atomically(file, save({name: value.detach().float().cpu().contiguous() for name, value in state.items()}))
 
 
 def save_model(folder: Path, model: VisionTransformer) -> None:

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import TCPStore
 
+from vitas.files import read_lines
 from vitas.space import Architecture
-from vitas.tracking import read_lines
 
 Entry = dict[str, Any]
 """A line of the journal: the candidate's `key`, its `architecture`, scores and costs."""

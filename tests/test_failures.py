@@ -1,0 +1,260 @@
+"""What goes wrong in the middle of a training: killed ranks, full disks, losses not finite, too little memory."""
+
+import contextlib
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import psutil
+import pytest
+import torch
+from conftest import QUICKSTART, ROOT, launch
+from ranks import Ranks, recipe, train
+from safetensors.torch import load_file
+from torch import nn
+
+from vitas import recipe as recipes
+from vitas.data import Batch, Unreadable
+from vitas.recipe import Retraining
+from vitas.space import Architecture, Block
+
+pytestmark = pytest.mark.launch
+DDP = ["--config_file", str(ROOT / "launch/accelerate/ddp.yaml"), "--num_processes", "2"]
+ZERO2 = ["--config_file", str(ROOT / "launch/accelerate/zero2.yaml"), "--num_processes", "2"]
+ZERO3 = ["--config_file", str(ROOT / "launch/accelerate/zero3.yaml"), "--num_processes", "2"]
+BACKENDS = {"one": [], "ddp": DDP, "zero2": ZERO2, "zero3": ZERO3}
+SUPERNET = [
+    "stages=[supernet]", "supernet.epochs=6", "supernet.warmup_epochs=1", "supernet.checkpoint_every=3",
+    "data.workers=0",
+]  # fmt: skip
+"""114 steps on two ranks, that write a checkpoint most of the time."""
+
+FEW = [*SUPERNET, "supernet.epochs=1.05", "supernet.warmup_epochs=0.5", "supernet.checkpoint_every=15"]
+
+
+def test_a_rank_killed_at_any_moment_leaves_a_run_that_goes_on_to_the_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    train(QUICKSTART, *SUPERNET, options=DDP, cwd=whole)
+    supernet = killed / "runs" / "quickstart" / "supernet"
+    moments, kills, while_writing, resumed = random.Random(0), 0, 0, 0
+    while kills < 20:
+        ranks = Ranks(recipe, str(QUICKSTART), *SUPERNET, options=DDP, cwd=killed)
+        before = newest(supernet)
+        wait_for(lambda: newest(supernet) > before or not ranks.running())  # noqa: B023
+        if kills % 2:  # as soon as a checkpoint is begun
+            wait_for(lambda: (supernet / "part").exists() or not ranks.running())  # noqa: B023
+        time.sleep(moments.uniform(0, 0.03 if kills % 2 else 0.4))
+        if not all(process.is_alive() for process in ranks.processes):
+            break
+        while_writing += (supernet / "part").exists()
+        moments.choice(ranks.processes).kill()
+        kills += 1
+        codes = ranks.wait(60)
+        assert -signal.SIGKILL in codes
+        assert sum(code == -signal.SIGKILL for code in codes) == 1, "the other rank hung"
+        resumed += "goes on from step" in ranks.text()
+        assert "damaged" not in ranks.text()
+    assert (kills, while_writing >= 5, resumed) == (20, True, 19)
+    train(QUICKSTART, *SUPERNET, options=DDP, cwd=killed)
+    assert (supernet / "model.safetensors").read_bytes() == (
+        whole / "runs" / "quickstart" / "supernet" / "model.safetensors"
+    ).read_bytes()
+    assert not list(supernet.glob("step_*"))
+
+
+def newest(supernet: Path) -> int:
+    return max((int(path.name.removeprefix("step_")) for path in supernet.glob("step_*")), default=0)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_a_dead_rank_ends_the_launched_job_within_a_minute(tmp_path):
+    command = ["accelerate", "launch", *ZERO2, str(QUICKSTART), *SUPERNET]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    supernet = tmp_path / "runs" / "quickstart" / "supernet"
+    wait_for(lambda: newest(supernet) > 0 or job.poll() is not None, 120)
+    ranks = [process for process in psutil.Process(job.pid).children(recursive=True)
+             if process.environ().get("RANK") == "1"]  # fmt: skip
+    ranks[0].kill()
+    assert job.wait(60) != 0
+    assert not any(process.is_running() for process in ranks)
+    done = launch(QUICKSTART, *SUPERNET, options=tuple(ZERO2), cwd=tmp_path)
+    assert "supernet: goes on from step" in done.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, of 64 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "vitas", disk], capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk; a limit on the size of files is tested in its place")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def limited(size: int, *arguments: str) -> int:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    return recipe(*arguments)
+
+
+@pytest.mark.parametrize("backend", ["one", "zero2"])
+def test_a_checkpoint_that_finds_the_disk_full_costs_nothing_but_room(small_disk, backend):
+    def filled() -> None:
+        with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while filler.write(bytes(1 << 12)):
+                pass
+        with (small_disk / "filler").open("ab") as filler:
+            filler.truncate(filler.tell() - (1 << 18))  # metrics and a part of a checkpoint fit
+
+    goes_on_after_a_failed_checkpoint(small_disk, BACKENDS[backend], recipe, filled, "the disk is full")
+
+
+def test_a_checkpoint_above_a_limit_on_files_costs_nothing(tmp_path):
+    goes_on_after_a_failed_checkpoint(tmp_path, [], partial(limited, 1 << 18), lambda: None, "File too large")
+
+
+def goes_on_after_a_failed_checkpoint(folder: Path, options: list[str], work, fill, message: str) -> None:
+    (folder / "whole").mkdir()
+    train(QUICKSTART, *FEW, options=options, cwd=folder / "whole")
+    (folder / "runs").mkdir()
+    with mock.patch.dict(os.environ, {"VITAS_STOP_FILE": str(folder / "runs")}):  # is there: stops after one step
+        assert set(train(QUICKSTART, *FEW, options=options, cwd=folder, check=False).codes) == {75}
+    fill()
+    ranks = Ranks(work, str(QUICKSTART), *FEW, options=options, cwd=folder)
+    assert 2 in ranks.wait(120), ranks.text()
+    supernet = folder / "runs" / "quickstart" / "supernet"
+    (line,) = re.findall(r"vitas: (.*could not be written.*)$", ranks.text(), re.MULTILINE)
+    assert "supernet: the checkpoint of step 15 could not be written" in line
+    assert message in line
+    assert "the same command goes on from step_00000001" in line
+    assert [path.name for path in supernet.glob("step_*")] == ["step_00000001"]
+    (folder / "filler").unlink(missing_ok=True)
+    assert "goes on from step 1 of 20" in train(QUICKSTART, *FEW, options=options, cwd=folder).text()
+    expected = folder / "whole" / "runs" / "quickstart" / "supernet" / "model.safetensors"
+    assert (supernet / "model.safetensors").read_bytes() == expected.read_bytes()
+
+
+class Toy(nn.Module):
+    """Two classes of images; as large as it is told to be at the third forward."""
+
+    def __init__(self, forget: int = 0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.forget, self.calls = nn.Linear(3, 2), forget, 0
+
+    def forward(self, images, architecture):
+        self.calls += 1
+        if self.calls == 3 and self.forget:
+            torch.empty(self.forget)
+        return self.head(images.mean((2, 3)))
+
+
+ARCHITECTURE = Architecture(
+    image_size=8, patch_size=4, embed_dim=8, blocks=(Block(heads=1, qkv_dim=9, mlp_dim=8), None)
+)
+
+
+def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) -> int:
+    """Trains a toy for 12 steps; the last rank sees images that are not a number at the steps `bad`."""
+    from vitas import cli, run, tracking, trainer
+
+    quickstart = recipes.load(QUICKSTART, [f"output={folder}"])
+    settings = Retraining(epochs=12, warmup_epochs=1, batch_size=8, checkpoint_every=2, **changes)
+
+    def work() -> None:
+        accelerator = run.make_accelerator(quickstart)
+
+        def batches(plan):
+            for step in range(plan.start, plan.stop):
+                generator = torch.Generator().manual_seed(step)
+                whole = torch.randn(plan.batch_size, 3, 8, 8, generator=generator)
+                for turn in range(plan.accumulation):
+                    images = whole.view(plan.world, plan.accumulation, plan.micro_batch, 3, 8, 8)[plan.rank, turn]
+                    spoil = step in bad and plan.rank == plan.world - 1 and turn == 0
+                    yield Batch(images * float("nan") if spoil else images, (images.mean((1, 2, 3)) > 0).long(), {})
+
+        trainer.Trainer(
+            accelerator=accelerator,
+            model=Toy(forget),
+            settings=settings,
+            stage="retrain",
+            folder=Path(folder) / "retrain",
+            images=8,
+            batches=batches,
+            unreadable=Unreadable("toy"),
+            inputs=lambda step: (ARCHITECTURE,),
+            num_classes=2,
+            seed=0,
+            tracker=tracking.Tracker(quickstart, accelerator),
+            stop=trainer.StopRequest(),
+        ).run()
+
+    (Path(folder) / "quickstart").mkdir(parents=True, exist_ok=True)
+    return cli._guarded(work)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_at_that_step(tmp_path, backend):
+    ranks = Ranks(toy_training, str(tmp_path), {}, [5], options=BACKENDS[backend], cwd=tmp_path)
+    assert set(ranks.wait(60)) == {2}
+    assert (
+        f"retrain: the loss is not finite at step 5, architecture {ARCHITECTURE.model_dump_json()}; "
+        f"last good checkpoint: {tmp_path}/retrain/step_00000004; lower retrain.lr, or leave such steps out: "
+        "retrain.on_nonfinite=skip"
+    ) in ranks.text()
+    assert "Traceback" not in ranks.text()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_such_steps_are_left_out_and_counted_the_same_on_all_ranks(tmp_path, backend):
+    folders = {name: tmp_path / name for name in ("all", "one")}
+    for folder, options in zip(folders.values(), (BACKENDS[backend], []), strict=True):
+        ranks = Ranks(toy_training, str(folder), {"on_nonfinite": "skip"}, [5, 8], options=options, cwd=tmp_path)
+        assert set(ranks.wait(60)) == {0}, ranks.text()
+        assert [line for line in ranks.text().splitlines() if "is left out" in line] == [
+            f"retrain: step {step} is left out, its loss is not finite, architecture {ARCHITECTURE.model_dump_json()}; "
+            f"{count} so far"
+            for step, count in ((5, 1), (8, 2))
+        ]
+    weights = {name: load_file(folder / "retrain" / "model.safetensors") for name, folder in folders.items()}
+    for name, weight in weights["one"].items():
+        torch.testing.assert_close(weights["all"][name], weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_training_whose_weights_are_spoiled_ends(tmp_path):
+    ranks = Ranks(toy_training, str(tmp_path), {"on_nonfinite": "skip"}, list(range(1, 12)), options=[], cwd=tmp_path)
+    assert ranks.wait(60) == [2]
+    assert "the loss is not finite at step 10, the 10th in a row" in ranks.text()
+
+
+def test_deepspeed_with_accumulation_says_that_it_cannot_leave_a_step_out(tmp_path):
+    changes = {"on_nonfinite": "skip", "micro_batch_size": 1}
+    ranks = Ranks(toy_training, str(tmp_path), changes, [], options=ZERO2, cwd=tmp_path)
+    assert set(ranks.wait(60)) == {2}
+    assert "raise retrain.micro_batch_size to 4, or use stop" in ranks.text()
+
+
+def test_too_little_memory_ends_with_the_architecture_and_what_to_lower(tmp_path):
+    ranks = Ranks(toy_training, str(tmp_path), {}, [], 1 << 50, options=[], cwd=tmp_path)
+    assert ranks.wait(60) == [2]
+    assert (
+        f"vitas: retrain: out of memory at step 2, architecture {ARCHITECTURE.model_dump_json()}; lower "
+        "retrain.micro_batch_size from 8 (the batch stays 8), or set retrain.grad_checkpointing=true ("
+    ) in ranks.text()
+    assert "Traceback" not in ranks.text()
