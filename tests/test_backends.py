@@ -1,10 +1,13 @@
-"""The same recipe gives the same training on any backend."""
+"""The same recipe gives the same training on any backend, and goes on under any other."""
 
 import json
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from conftest import QUICKSTART, ROOT, launch
+import ranks
+from conftest import QUICKSTART, ROOT
 from safetensors.torch import load_file
 
 from vitas.files import read_lines
@@ -14,63 +17,122 @@ pytestmark = pytest.mark.launch
 STEPS = [
     "stages=[supernet,retrain]", "supernet.epochs=1.05", "supernet.warmup_epochs=0.5", "retrain.epochs=0.91",
     "retrain.warmup_epochs=0.5", "retrain.architecture=architecture.yaml", "retrain.augment.mixup=0.8",
-    "retrain.augment.cutmix=1.0", "supernet.clip_grad=1.0", "tracking.wandb=never",
+    "retrain.augment.cutmix=1.0", "supernet.clip_grad=1.0", "retrain.ema=0.9", "data.workers=0",
 ]  # fmt: skip
-"""20 steps of each training, with changing architectures, clipping, Mixup and CutMix."""
+"""20 steps of each training, with changing architectures, clipping, Mixup, CutMix and an average of the weights."""
 
 
-def config(name: str, ranks: int = 2) -> tuple[str, ...]:
-    return ("--config_file", str(ROOT / "launch" / "accelerate" / f"{name}.yaml"), "--num_processes", str(ranks))
+def config(name: str, count: int = 2) -> list[str]:
+    return ["--config_file", str(ROOT / "launch" / "accelerate" / f"{name}.yaml"), "--num_processes", str(count)]
 
 
+ACCUMULATION = ["supernet.micro_batch_size=8", "retrain.micro_batch_size=8"]
 BACKENDS = {
     "ddp": (config("ddp"), []),
     "zero1": (config("zero1"), []),
     "zero2": (config("zero2"), []),
     "zero3": (config("zero3"), []),
-    "accumulation": (config("ddp"), ["supernet.micro_batch_size=8", "retrain.micro_batch_size=8"]),
-    "zero2_accumulation": (config("zero2"), ["supernet.micro_batch_size=8", "retrain.micro_batch_size=8"]),
-    "grad_checkpointing": ((), ["supernet.grad_checkpointing=true", "retrain.grad_checkpointing=true"]),
+    "accumulation": (config("ddp"), ACCUMULATION),
+    "zero2_accumulation": (config("zero2"), ACCUMULATION),
+    "grad_checkpointing": ([], ["supernet.grad_checkpointing=true", "retrain.grad_checkpointing=true"]),
+    "compile": ([], ["retrain.compile=true"]),
 }
 
 
-def train(folder: Path, options: tuple[str, ...], changes: list[str]) -> Path:
+def train(folder: Path, options: list[str], *changes: str, check: bool = True) -> ranks.Ranks:
     blocks = (Block(heads=2, qkv_dim=48, mlp_dim=64), None, Block(heads=4, qkv_dim=96, mlp_dim=128))
     architecture = Architecture(image_size=16, patch_size=4, embed_dim=32, blocks=blocks)
     (folder / "architecture.yaml").write_text(architecture.to_yaml())
-    launch(QUICKSTART, *STEPS, *changes, options=options, cwd=folder)
-    return folder / "runs" / "quickstart"
+    return ranks.train(QUICKSTART, *STEPS, *changes, options=options, cwd=folder, check=check)
 
 
-def losses(run: Path, stage: str) -> list[float]:
-    return [line["loss"] for line in read_lines(run / "metrics.jsonl") if line["stage"] == stage]
+def losses(folder: Path, stage: str) -> dict[int, float]:
+    lines = read_lines(folder / "runs" / "quickstart" / "metrics.jsonl")
+    return {line["step"]: line["loss"] for line in lines if line["stage"] == stage}
+
+
+def assert_same_weights(folder: Path, reference: Path, stage: str) -> None:
+    """No tensor differs by more than 1e-5 of its norm."""
+    other, one = (load_file(each / "runs" / "quickstart" / stage / "model.safetensors") for each in (folder, reference))
+    assert one.keys() == other.keys()
+    worst = {
+        name: float((weight - other[name]).norm() / weight.norm().clamp(min=1e-12)) for name, weight in one.items()
+    }
+    name = max(worst, key=worst.__getitem__)
+    print(json.dumps({"stage": stage, "worst": name, "difference": worst[name]}))
+    assert worst[name] <= 1e-5, (stage, name)
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("one"), (), [])
+    folder = tmp_path_factory.mktemp("one")
+    train(folder, [])
+    return folder
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_trains_the_weights_of_one_process(one_process, tmp_path, backend):
-    run = train(tmp_path, *BACKENDS[backend])
+    options, changes = BACKENDS[backend]
+    train(tmp_path, options, *changes)
     for stage in ("supernet", "retrain"):
-        steps = [line["step"] for line in read_lines(run / "metrics.jsonl") if line["stage"] == stage]
-        assert steps == [10, 20]
-        one, other = (load_file(folder / stage / "model.safetensors") for folder in (one_process, run))
-        assert one.keys() == other.keys()
-        worst = {
-            name: float((weight - other[name]).norm() / weight.norm().clamp(min=1e-12)) for name, weight in one.items()
-        }
-        name = max(worst, key=worst.__getitem__)
-        print(json.dumps({"backend": backend, "stage": stage, "worst": name, "difference": worst[name]}))
-        assert worst[name] <= 1e-5, (stage, name)
+        assert list(losses(tmp_path, stage)) == [10, 20]
+        assert_same_weights(tmp_path, one_process, stage)
 
 
-@pytest.mark.parametrize("name", ["cpu", "zero2"])
-def test_bf16_learns_as_float32_does(one_process, tmp_path, name):
-    ranks = 1 if name == "cpu" else 2
-    run = train(tmp_path, (*config(name, ranks), "--mixed_precision", "bf16"), [])
+@pytest.mark.parametrize(
+    ("stage", "first", "then"),
+    [
+        ("supernet", ("one", 1), ("zero2", 2)),
+        ("retrain", ("zero2", 2), ("zero2", 2)),
+        ("retrain", ("zero2", 2), ("ddp", 2)),
+        ("supernet", ("zero2", 2), ("zero2", 4)),
+        ("retrain", ("zero3", 2), ("zero3", 4)),
+        ("supernet", ("zero3", 2), ("zero1", 2)),
+        ("retrain", ("ddp", 2), ("zero3", 2)),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "x".join(map(str, part)),
+)
+def test_a_stopped_training_goes_on_under_another_backend(one_process, tmp_path, stage, first, then):
+    """Weights, Adam's moments and the moving average all count: without one of them the weights would differ."""
+    stages = f"stages=[{stage}]"
+    with mock.patch.dict(os.environ, {"VITAS_STOP_FILE": str(tmp_path / "runs/quickstart/metrics.jsonl")}):
+        # The first line of metrics is the eleventh step's end.
+        stopped = train(tmp_path, options(*first), stages, check=False)
+    assert set(stopped.codes) == {75}, stopped.text()
+    told = train(tmp_path, options(*then), stages).text()
+    assert f"{stage}: goes on from step 11 of 20" in told
+    zero = f"ZeRO-{first[0][-1]}, {first[1]} ranks, no" if first[0].startswith("zero") else "one process or DDP"
+    assert (f"saved by {zero}: with its weights and its optimizer's state" in told) == (first != then)
+    assert_same_weights(tmp_path, one_process, stage)
+
+
+def options(name: str, count: int) -> list[str]:
+    return [] if name == "one" else config(name, count)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("one", "bf16"), ("ddp", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("zero2", "fp16")]
+)
+def test_half_precision_learns_as_float32_does(one_process, tmp_path, name, precision):
+    count = 1 if name == "one" else 2
+    train(tmp_path, [*config("cpu" if name == "one" else name, count), "--mixed_precision", precision])
     for stage in ("supernet", "retrain"):
-        for loss, exact in zip(losses(run, stage), losses(one_process, stage), strict=True):
-            assert abs(loss - exact) < 0.02 * exact
+        exact = losses(one_process, stage)
+        for step, loss in losses(tmp_path, stage).items():
+            assert abs(loss - exact[step]) < 0.02 * exact[step]
+
+
+def test_half_precision_that_the_device_does_not_have_is_refused(tmp_path):
+    told = train(tmp_path, [*config("ddp"), "--mixed_precision", "fp16"], check=False)
+    assert set(told.codes) == {2}
+    assert "mixed_precision: fp16: expected a GPU, or DeepSpeed; on CPUs use bf16" in told.text()
+
+
+def test_one_chain_over_three_backends(tmp_path):
+    """The supernet on two ranks of ZeRO-2, the search in one process, retraining and evaluation on two ranks of DDP."""
+    short = ["supernet.epochs=2", "retrain.epochs=1", "retrain.warmup_epochs=0.5", "retrain.architecture=best",
+             "evolve.population=4", "evolve.generations=2"]  # fmt: skip
+    train(tmp_path, config("zero2"), *short, "stages=[supernet]")
+    train(tmp_path, [], *short, "stages=[evolve]")
+    told = train(tmp_path, config("ddp"), *short, "stages=[retrain,baseline,evaluate]", "retrain.init=supernet").text()
+    assert "uniform ViT" in told and "on 360 test images" in told
