@@ -134,5 +134,6 @@ def test_one_chain_over_three_backends(tmp_path):
              "evolve.population=4", "evolve.generations=2"]  # fmt: skip
     train(tmp_path, config("zero2"), *short, "stages=[supernet]")
     train(tmp_path, [], *short, "stages=[evolve]")
-    told = train(tmp_path, config("ddp"), *short, "stages=[retrain,baseline,evaluate]", "retrain.init=supernet").text()
+    told = train(tmp_path, config("ddp"), *short, "stages=[retrain,baseline,evaluate]", "retrain.init=supernet",
+                 "evaluate.compile=true").text()  # fmt: skip
     assert "uniform ViT" in told and "on 360 test images" in told

@@ -1,32 +1,87 @@
-"""What can be known of a run before it starts: data, steps, size of the space, reachable budget."""
+"""What can be known of a run before it starts: data, steps, size of the space, reachable budget, memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from vitas import cost, data, evolution
-from vitas.config import UserError
-from vitas.recipe import Recipe
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from torch import nn
+
+from vitas import cost, data, evolution, memory, models
+from vitas.config import UserError, one_line
+from vitas.memory import Backend
+from vitas.recipe import Recipe, Training
+from vitas.space import Architecture
+from vitas.supernet import Supernet
 from vitas.trainer import make_plan
+from vitas.vit import VisionTransformer
 
 
-def facts(settings: Recipe, ranks: int) -> dict[str, Any]:
-    """The facts of a recipe on a number of ranks.
+def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
+    """The facts of a recipe on a backend.
 
     Raises:
         UserError: The data is not there, the batch does not divide, or the budget cannot be reached.
     """
     found: dict[str, Any] = {"name": settings.name, "stages": ", ".join(settings.stages)}
     images = _images(settings)
-    found |= images
+    classes = images["classes"]
+    found |= images | _search(settings, classes)
     for stage in ("supernet", "retrain"):
         if stage in settings.stages and (count := images.get("train_images")):
-            plan, _ = make_plan(
-                getattr(settings, stage), count - images["holdout_images"] * (stage == "supernet"), stage, ranks
-            )
+            training: Training = getattr(settings, stage)
+            count -= images["holdout_images"] * (stage == "supernet")
+            plan, _ = make_plan(training, count, stage, backend.ranks)
             found[f"{stage}_steps"] = plan.stop
-            found[f"{stage}_batch"] = f"{ranks} ranks x {plan.accumulation} times x {plan.micro_batch} images"
-    return found | _search(settings, images["classes"])
+            found[f"{stage}_batch"] = f"{backend.ranks} ranks x {plan.accumulation} times x {plan.micro_batch} images"
+            model, inputs, image_size = _model(settings, stage, classes)
+            needs = memory.estimate(model, inputs, image_size, plan.micro_batch, training, backend)
+            found[f"{stage}_memory"] = f"{_gigabytes(sum(needs.values()))} a rank: " + " + ".join(
+                f"{name} {_gigabytes(size)}" for name, size in needs.items()
+            )
+    return found
+
+
+def backend(config_file: str | None, ranks: int | None, precision: str | None) -> Backend:
+    """The backend of a config file of Accelerate, with what is asked for in its place.
+
+    Raises:
+        UserError: There is no such file, or it is none of Accelerate's.
+    """
+    if config_file is None:
+        return Backend(ranks or 1, precision=precision or "no")
+    try:
+        config: Any = load_config_from_file(config_file)
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{config_file}: expected a config file of Accelerate: {one_line(error)}") from None
+    zero: dict[str, Any] = getattr(config, "deepspeed_config", None) or {}
+    counted = config.num_processes if isinstance(config.num_processes, int) else max(1, torch.cuda.device_count())
+    return Backend(
+        ranks or counted,
+        zero.get("zero_stage", 0),
+        zero.get("offload_optimizer_device", "none") != "none",
+        precision or str(config.mixed_precision or "no"),
+    )
+
+
+def _model(settings: Recipe, stage: str, classes: int) -> tuple[Callable[[], nn.Module], tuple[Any, ...], int]:
+    """What a stage trains, at its largest; the found architecture is stood in for by the largest of 200 in budget."""
+    space = settings.space
+    if stage == "supernet":
+        how = {"sharing": settings.supernet.sharing, "attention": settings.supernet.attention}
+        largest = space.corner(-1, min(space.patch_size))
+        return partial(Supernet, space, classes, **how), (largest,), space.image_size
+    name = settings.retrain.architecture
+    architecture = max(_in_budget(settings, classes, 200), key=_activations) if name == "best" else models.find(name)
+    return partial(VisionTransformer, architecture, classes), (), architecture.image_size
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
 
 
 def _images(settings: Recipe) -> dict[str, Any]:
@@ -61,7 +116,18 @@ def _search(settings: Recipe, classes: int) -> dict[str, Any]:
         skip = settings.skip_probability(classes)
         if space.identity != "none":
             found["skip_probability"] = skip
-        inside = evolution.first_generation(space, settings.budget, classes, 1, seed=settings.seed, skip=skip)
-        costs = cost.count(space.decode(inside[0]), classes)
+        costs = cost.count(_in_budget(settings, classes, 1)[0], classes)
         found["example_in_budget"] = ", ".join(f"{name} {value:,}" for name, value in costs.items())
     return found
+
+
+def _in_budget(settings: Recipe, classes: int, count: int) -> list[Architecture]:
+    space, skip = settings.space, settings.skip_probability(classes)
+    genomes = evolution.first_generation(space, settings.budget, classes, count, seed=settings.seed, skip=skip)
+    return [space.decode(genome) for genome in genomes]
+
+
+def _activations(architecture: Architecture) -> float:
+    """In proportion to the memory of the activations: the outputs of all layers."""
+    widths = sum(6 * architecture.embed_dim + block.qkv_dim + 2 * block.mlp_dim for block in architecture.kept)
+    return widths / architecture.patch_size**2

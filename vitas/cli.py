@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     check = commands.add_parser("check", help="is the recipe valid, its budget reachable, its data there?")
     check.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file")
-    check.add_argument("--ranks", type=int, default=1, help="processes that the run will have (default 1)")
+    check.add_argument("--ranks", type=int, help="processes that the run will have (default 1, or the config file's)")
+    check.add_argument("--config_file", metavar="FILE", help="Accelerate's config file of the run, for its memory")
+    check.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="default: no, or the config file's")
     check.add_argument("--schema", action="store_true", help="print the JSON Schema of recipes, for editors")
     check.set_defaults(work=_check)
 
@@ -54,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's")
     for command in (check, describe):
         command.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # key=value after an option: argparse takes positional arguments only in one go
+        options.overrides += rest
     return _guarded(lambda: options.work(options))
 
 
@@ -106,7 +112,8 @@ def _check(options: argparse.Namespace) -> None:
     settings = recipe.load(options.recipe, options.overrides)
     from vitas import check
 
-    _print(check.facts(settings, options.ranks), options.json)
+    backend = check.backend(options.config_file, options.ranks, options.mixed_precision)
+    _print(check.facts(settings, backend), options.json)
 
 
 def _describe(options: argparse.Namespace) -> None:

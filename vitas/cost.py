@@ -101,15 +101,7 @@ def reachable(space: SearchSpace, num_classes: int) -> dict[str, tuple[int, int]
 
     Costs rise with every width and fall with every skipped block; only the patch size is not monotone.
     """
-    block = [Block(heads=space.heads[0], qkv_dim=qkv, mlp_dim=mlp)
-             for qkv, mlp in zip(_ends(space.qkv_dim.choices), _ends(space.mlp_dim.choices), strict=True)]  # fmt: skip
-    embed = _ends(space.embed_dim.choices)
-    fewest = space.depth if space.identity == "none" else 1
-    corners = [
-        Architecture(image_size=space.image_size, patch_size=patch, embed_dim=embed[end], blocks=(block[end],) * depth)
-        for patch in space.patch_size
-        for end, depth in ((0, fewest), (1, space.depth))
-    ]
+    corners = [space.corner(end, patch) for patch in space.patch_size for end in (0, -1)]
     costs = counts(Population.of(corners), num_classes)
     return {name: (int(values.min()), int(values.max())) for name, values in costs.items()}
 
@@ -201,7 +193,3 @@ def measure_throughput(
     while len(times) < 9 or sum(times) < seconds:
         times.append(one_pass())
     return batch_size / statistics.median(times)
-
-
-def _ends(choices: Sequence[int]) -> tuple[int, int]:
-    return choices[0], choices[-1]

@@ -198,6 +198,8 @@ class Evaluation(Section):
     """Images of one forward."""
     throughput_batch: PositiveInt = 64
     """Batch size at which images/s are measured."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
 
     @model_validator(mode="after")
     def _weights_of(self) -> Evaluation:

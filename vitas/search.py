@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from vitas import cost, data, evolution, tracking
 from vitas.config import UserError
 from vitas.files import write_atomically
+from vitas.memory import explained
 from vitas.run import Run
 from vitas.space import Architecture
 from vitas.supernet import Supernet
@@ -129,10 +130,13 @@ def _score(run: Run, net: Supernet, images: data.Cached, architecture: Architect
     began, budget = time.perf_counter(), run.recipe.budget
     entry: dict[str, Any] = cost.count(architecture, run.num_classes)
     models = {side: net.extract(architecture, side) for side in net.sides}
-    if budget.throughput:
-        entry["throughput"] = _throughput(run, models["left"])
-    for side, model in models.items():
-        right, _, total = run.correct(model, images, run.recipe.evolve.batch_size).tolist()
-        entry[side] = 100 * right / total
+    size = run.recipe.evolve.batch_size
+    with explained(lambda: f"evolve: out of memory at architecture {architecture.model_dump_json()}; "
+                           f"lower evolve.batch_size from {size}"):  # fmt: skip
+        if budget.throughput:
+            entry["throughput"] = _throughput(run, models["left"])
+        for side, model in models.items():
+            right, _, total = run.correct(model, images, size).tolist()
+            entry[side] = 100 * right / total
     entry["top1"] = sum(entry[side] for side in models) / len(models)
     return entry | {"seconds": time.perf_counter() - began}

@@ -195,6 +195,14 @@ class SearchSpace(Section):
             return np.array([*stem, len(self.heads), *widths, *[2] * (self.depth * may_skip)])
         return np.array([*stem, *[len(self.heads) + may_skip, *widths] * self.depth])
 
+    def corner(self, end: Literal[0, -1], patch_size: int) -> Architecture:
+        """The architecture with the smallest (0) or the largest (-1) of all choices, but for the patch size."""
+        block = Block(heads=self.heads[0], qkv_dim=self.qkv_dim.choices[end], mlp_dim=self.mlp_dim.choices[end])
+        kept = self.depth if end or self.identity == "none" else 1
+        blocks = (block,) * kept + (None,) * (self.depth - kept)
+        embed_dim = self.embed_dim.choices[end]
+        return Architecture(image_size=self.image_size, patch_size=patch_size, embed_dim=embed_dim, blocks=blocks)
+
     @property
     def size(self) -> int:
         """The number of different architectures."""

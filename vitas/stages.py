@@ -19,6 +19,7 @@ from torch import nn
 from vitas import cost, data, models, recipe, tracking
 from vitas.config import UserError
 from vitas.files import write_atomically
+from vitas.memory import explained
 from vitas.recipe import Recipe, Training
 from vitas.run import Run, make_accelerator
 from vitas.search import evolve
@@ -104,7 +105,10 @@ def evaluate(run: Run) -> None:
         if model.num_classes != run.num_classes:
             raise UserError(f"{name}: has {model.num_classes} classes, the data {run.num_classes}")
         images = run.cached(run.test, "test", model.architecture.image_size)
-        counts = run.correct(model, images, settings.batch_size, shared=True)
+        if settings.compile:
+            model.compile()
+        with explained(lambda: f"evaluate: out of memory; lower evaluate.batch_size from {settings.batch_size}"):
+            counts = run.correct(model, images, settings.batch_size, shared=True)
         reduced: Any = accelerator.reduce(counts, "sum")
         right, among_five, total = reduced.tolist()
         rows[name] = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}

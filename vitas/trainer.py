@@ -142,6 +142,9 @@ class Trainer:
                     f"{self.stage}.micro_batch_size to {self.plan.micro_batch * self.plan.accumulation}, or use stop"
                 )
             plugin: Any = accelerator.state.deepspeed_plugin
+            # One bucket that holds all gradients: DeepSpeed's own default takes 1 to 2 GB, however small the model.
+            count = sum(parameter.numel() for parameter in model.parameters())
+            plugin.deepspeed_config["zero_optimization"].setdefault("reduce_bucket_size", count)
             plugin.deepspeed_config |= {
                 "train_batch_size": self.plan.batch_size,
                 "train_micro_batch_size_per_gpu": self.plan.micro_batch,
