@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": ""}
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 # DeepSpeed compiles a kernel for CPU ranks: one cache for each environment, for others would compile it anew.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
@@ -20,6 +20,11 @@ SHORT = [
     "evolve.population=4", "evolve.generations=2",
 ]  # fmt: skip
 """Overrides that make the quickstart a matter of seconds."""
+
+
+def pytest_configure(config):
+    if config.option.markexpr != "gpu":  # all other tests are of CPUs, whatever the machine has
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def launch(*arguments: str, ranks: int = 1, options: tuple[str, ...] = (), cwd: Path, check: bool = True):

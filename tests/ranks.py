@@ -24,7 +24,7 @@ class Ranks:
     def __init__(self, work: Callable, *arguments, options: list[str], cwd: Path) -> None:
         self.log = cwd / f"log_{time.time_ns()}"
         common, count = _environment(options)
-        local = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)] if count > 1 else [{}]
+        local = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)] or [{}]
         self.processes = [
             _server.Process(target=_run, args=(work, arguments, common | own, cwd, self.log)) for own in local
         ]
@@ -67,18 +67,23 @@ def recipe(*arguments: str) -> int:
 
 
 def _environment(options: list[str]) -> tuple[dict[str, str], int]:
-    """What Accelerate's launcher tells all ranks, and how many there are: the launcher itself, but for the start."""
+    """What Accelerate's launcher tells all ranks, and how many it starts by torchrun; 0 is one process without it."""
     told: dict[str, str] = {}
+    arguments = launch.launch_command_parser().parse_args([*options, "nothing.py"])
+    count = 0
 
-    def start(*_, env=None, **__):
-        told.update(env or os.environ)
+    def torchrun(_):
+        nonlocal count
+        told.update(os.environ)
+        count = int(arguments.num_processes)
+
+    def popen(_, env):
+        told.update(env)
         return mock.Mock(returncode=0)
 
-    arguments = launch.launch_command_parser().parse_args([*options, "nothing.py"])
-    with mock.patch("torch.distributed.run.run", start), mock.patch.object(launch.subprocess, "Popen", start):
+    with mock.patch("torch.distributed.run.run", torchrun), mock.patch.object(launch.subprocess, "Popen", popen):
         launch.launch_command(arguments)
-    count = int(arguments.num_processes or 1)
-    if count > 1:
+    if count:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
