@@ -18,12 +18,7 @@ import torch
 from conftest import QUICKSTART, ROOT, launch
 from ranks import Ranks, recipe, train
 from safetensors.torch import load_file
-from torch import nn
-
-from vitas import recipe as recipes
-from vitas.data import Batch, Unreadable
-from vitas.recipe import Retraining
-from vitas.space import Architecture, Block
+from toy import ARCHITECTURE, toy_training
 
 pytestmark = pytest.mark.launch
 DDP = ["--config_file", str(ROOT / "launch/accelerate/ddp.yaml"), "--num_processes", "2"]
@@ -148,65 +143,6 @@ def goes_on_after_a_failed_checkpoint(folder: Path, options: list[str], work, fi
     assert "goes on from step 1 of 20" in train(QUICKSTART, *FEW, options=options, cwd=folder).text()
     expected = folder / "whole" / "runs" / "quickstart" / "supernet" / "model.safetensors"
     assert (supernet / "model.safetensors").read_bytes() == expected.read_bytes()
-
-
-class Toy(nn.Module):
-    """Two classes of images; as large as it is told to be at the third forward."""
-
-    def __init__(self, forget: int = 0):
-        super().__init__()
-        torch.manual_seed(0)
-        self.head, self.forget, self.calls = nn.Linear(3, 2), forget, 0
-
-    def forward(self, images, architecture):
-        self.calls += 1
-        if self.calls == 3 and self.forget:
-            torch.empty(self.forget)
-        return self.head(images.mean((2, 3)))
-
-
-ARCHITECTURE = Architecture(
-    image_size=8, patch_size=4, embed_dim=8, blocks=(Block(heads=1, qkv_dim=9, mlp_dim=8), None)
-)
-
-
-def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) -> int:
-    """Trains a toy for 12 steps; the last rank sees images that are not a number at the steps `bad`."""
-    from vitas import cli, run, tracking, trainer
-
-    quickstart = recipes.load(QUICKSTART, [f"output={folder}"])
-    settings = Retraining(epochs=12, warmup_epochs=1, batch_size=8, checkpoint_every=2, **changes)
-
-    def work() -> None:
-        accelerator = run.make_accelerator(quickstart)
-
-        def batches(plan):
-            for step in range(plan.start, plan.stop):
-                generator = torch.Generator().manual_seed(step)
-                whole = torch.randn(plan.batch_size, 3, 8, 8, generator=generator)
-                for turn in range(plan.accumulation):
-                    images = whole.view(plan.world, plan.accumulation, plan.micro_batch, 3, 8, 8)[plan.rank, turn]
-                    spoil = step in bad and plan.rank == plan.world - 1 and turn == 0
-                    yield Batch(images * float("nan") if spoil else images, (images.mean((1, 2, 3)) > 0).long(), {})
-
-        trainer.Trainer(
-            accelerator=accelerator,
-            model=Toy(forget),
-            settings=settings,
-            stage="retrain",
-            folder=Path(folder) / "retrain",
-            images=8,
-            batches=batches,
-            unreadable=Unreadable("toy"),
-            inputs=lambda step: (ARCHITECTURE,),
-            num_classes=2,
-            seed=0,
-            tracker=tracking.Tracker(quickstart, accelerator),
-            stop=trainer.StopRequest(),
-        ).run()
-
-    (Path(folder) / "quickstart").mkdir(parents=True, exist_ok=True)
-    return cli._guarded(work)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

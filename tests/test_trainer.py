@@ -1,4 +1,8 @@
 import pytest
+import torch
+from ranks import Ranks
+from safetensors.torch import load_file
+from toy import toy_training
 
 from vitas.config import UserError
 from vitas.recipe import Augment, Training
@@ -30,3 +34,18 @@ def test_micro_batch_and_accumulation_follow_from_the_ranks(ranks):
 def test_a_batch_that_cannot_be_dealt_out_is_refused(changes, ranks, message):
     with pytest.raises(UserError, match=message):
         make_plan(SETTINGS.model_copy(update=changes), 1000, "supernet", ranks)
+
+
+@pytest.mark.launch
+def test_the_average_moves_a_part_of_the_way_at_each_step(tmp_path):
+    changes = {"ema": 0.75, "checkpoint_every": 1, "keep_checkpoints": 12}
+    Ranks(toy_training, str(tmp_path), changes, [11], options=[], cwd=tmp_path).wait(60)  # ends at the last step
+    steps = sorted((tmp_path / "retrain").glob("step_*"))
+    assert len(steps) == 11
+    weights, averages = ([load_file(step / name)["head.weight"] for step in steps]
+                         for name in ("model.safetensors", "average.safetensors"))  # fmt: skip
+    for before, average, weight in zip(
+        averages[1:], averages[2:], weights[2:], strict=False
+    ):  # timm starts at the third
+        assert not torch.equal(average, weight)
+        torch.testing.assert_close(average, 0.75 * before + 0.25 * weight)

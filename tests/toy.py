@@ -1,0 +1,69 @@
+"""A training so small that its every step can be looked at."""
+
+from pathlib import Path
+
+import torch
+from conftest import QUICKSTART
+from torch import nn
+
+from vitas import cli, recipe, run, tracking, trainer
+from vitas.data import Batch, Unreadable
+from vitas.recipe import Retraining
+from vitas.space import Architecture, Block
+
+
+class Toy(nn.Module):
+    """Two classes of images; as large as it is told to be at the third forward."""
+
+    def __init__(self, forget: int = 0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.forget, self.calls = nn.Linear(3, 2), forget, 0
+
+    def forward(self, images, architecture):
+        self.calls += 1
+        if self.calls == 3 and self.forget:
+            torch.empty(self.forget)
+        return self.head(images.mean((2, 3)))
+
+
+ARCHITECTURE = Architecture(
+    image_size=8, patch_size=4, embed_dim=8, blocks=(Block(heads=1, qkv_dim=9, mlp_dim=8), None)
+)
+
+
+def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) -> int:
+    """The work of a rank: trains a toy for 12 steps. The last rank sees images that are not a number at steps `bad`."""
+    quickstart = recipe.load(QUICKSTART, [f"output={folder}"])
+    settings = Retraining(epochs=12, warmup_epochs=1, batch_size=8, **({"checkpoint_every": 2} | changes))
+
+    def work() -> None:
+        accelerator = run.make_accelerator(quickstart)
+
+        def batches(plan):
+            for step in range(plan.start, plan.stop):
+                generator = torch.Generator().manual_seed(step)
+                whole = torch.randn(plan.batch_size, 3, 8, 8, generator=generator)
+                for turn in range(plan.accumulation):
+                    images = whole.view(plan.world, plan.accumulation, plan.micro_batch, 3, 8, 8)[plan.rank, turn]
+                    spoil = step in bad and plan.rank == plan.world - 1 and turn == 0
+                    yield Batch(images * float("nan") if spoil else images, (images.mean((1, 2, 3)) > 0).long(), {})
+
+        trainer.Trainer(
+            accelerator=accelerator,
+            model=Toy(forget),
+            settings=settings,
+            stage="retrain",
+            folder=Path(folder) / "retrain",
+            images=8,
+            batches=batches,
+            unreadable=Unreadable("toy"),
+            inputs=lambda step: (ARCHITECTURE,),
+            num_classes=2,
+            seed=0,
+            tracker=tracking.Tracker(quickstart, accelerator),
+            stop=trainer.StopRequest(),
+        ).run()
+
+    (Path(folder) / "quickstart").mkdir(parents=True, exist_ok=True)
+    return cli._guarded(work)
