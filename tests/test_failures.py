@@ -1,6 +1,7 @@
 """What goes wrong in the middle of a training: killed ranks, full disks, losses not finite, too little memory."""
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -19,6 +20,8 @@ from conftest import QUICKSTART, ROOT, launch
 from ranks import Ranks, recipe, train
 from safetensors.torch import load_file
 from toy import ARCHITECTURE, toy_training
+
+from vitas.files import read_lines
 
 pytestmark = pytest.mark.launch
 DDP = ["--config_file", str(ROOT / "launch/accelerate/ddp.yaml"), "--num_processes", "2"]
@@ -168,6 +171,9 @@ def test_such_steps_are_left_out_and_counted_the_same_on_all_ranks(tmp_path, bac
             f"{count} so far"
             for step, count in ((5, 1), (8, 2))
         ]
+        told = read_lines(folder / "quickstart" / "metrics.jsonl")
+        assert [line["skipped"] for line in told] == [2, 2]
+        assert all(math.isfinite(line["loss"]) for line in told)
     weights = {name: load_file(folder / "retrain" / "model.safetensors") for name, folder in folders.items()}
     for name, weight in weights["one"].items():
         torch.testing.assert_close(weights["all"][name], weight, rtol=1e-5, atol=1e-7)

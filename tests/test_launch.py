@@ -95,12 +95,16 @@ def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path, stage):
         assert steps == sorted(set(steps))
 
 
-def test_a_run_that_is_told_to_stop_saves_and_goes_on(whole, tmp_path):
+@pytest.mark.parametrize("everybody", [False, True], ids=["USR1 to the rank", "TERM to all, as scancel does"])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(whole, tmp_path, everybody):
     process = start(tmp_path)
     run = tmp_path / "runs" / "quickstart"
     while lines_of(run, "supernet") < 1 and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGUSR1)
+    if everybody:  # the rank's data workers too
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=60) == 75, (tmp_path / "stderr").read_text()[-2000:]
     assert list((run / "supernet").glob("step_*"))
     launch(QUICKSTART, *SHORT, cwd=tmp_path)

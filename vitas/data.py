@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -271,12 +272,18 @@ def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int
     if split.streamed:  # no more workers than this rank has shards
         workers = min(workers, max(1, split.dataset.num_shards // plan.world))
     options: dict[str, Any] = {"num_workers": min(workers, os.cpu_count() or 1), "pin_memory": pin_memory}
+    options["worker_init_fn"] = _outlive_a_stop
     if split.streamed:
         stream = _Stream(split, transform, plan, seed, shuffle_buffer)
         return DataLoader(stream, batch_size=plan.micro_batch, collate_fn=_collate, **options)
     rows = _Rows(split, transform, seed)
     batches = _micro_batches(len(rows), plan, seed)
     return DataLoader(rows, batch_sampler=batches, collate_fn=_collate, **options)  # pyright: ignore[reportArgumentType]
+
+
+def _outlive_a_stop(_: int) -> None:
+    """A worker that is told to end, with its rank, gives it a minute to take its last step and save."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 def _micro_batches(size: int, plan: Plan, seed: int) -> Iterator[list[tuple[int, int]]]:

@@ -16,7 +16,7 @@ from vitas.files import read_lines, write_atomically
 from vitas.recipe import Recipe
 
 STAGE, STEP, EPOCH = "stage", "step", "epoch"
-LOSS, LR, IMAGES_PER_SECOND = "loss", "lr", "images_per_second"
+LOSS, LR, IMAGES_PER_SECOND, SKIPPED = "loss", "lr", "images_per_second", "skipped"
 TOP1, TOP5, THROUGHPUT = "top1", "top5", "throughput"
 BEST, SCORED = "best_top1", "scored"
 

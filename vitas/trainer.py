@@ -136,21 +136,7 @@ class Trainer:
         moments = checkpoint.moments(last, model, optimizer) if last and not fits else {}
         accelerator.gradient_accumulation_steps = self.plan.accumulation
         if accelerator.distributed_type == DEEPSPEED:
-            if settings.on_nonfinite == "skip" and self.plan.accumulation > 1:
-                raise UserError(
-                    f"{self.stage}.on_nonfinite: skip: DeepSpeed keeps the gradients of earlier micro-batches; raise "
-                    f"{self.stage}.micro_batch_size to {self.plan.micro_batch * self.plan.accumulation}, or use stop"
-                )
-            plugin: Any = accelerator.state.deepspeed_plugin
-            # One bucket that holds all gradients: DeepSpeed's own default takes 1 to 2 GB, however small the model.
-            count = sum(parameter.numel() for parameter in model.parameters())
-            plugin.deepspeed_config["zero_optimization"].setdefault("reduce_bucket_size", count)
-            plugin.deepspeed_config |= {
-                "train_batch_size": self.plan.batch_size,
-                "train_micro_batch_size_per_gpu": self.plan.micro_batch,
-                "gradient_accumulation_steps": self.plan.accumulation,
-                "gradient_clipping": settings.clip_grad,
-            }
+            self._configure_deepspeed(sum(parameter.numel() for parameter in model.parameters()))
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedule = CosineLRScheduler(
             self.optimizer,
@@ -167,6 +153,24 @@ class Trainer:
             kept = "" if fits else f", saved by {facts['layout']}: with its weights and its optimizer's state"
             kept += "; the loss scale starts anew" if kept and accelerator.mixed_precision == "fp16" else ""
             say(f"{self.stage}: goes on from step {self.start} of {self.plan.stop}{kept}")
+
+    def _configure_deepspeed(self, parameters: int) -> None:
+        """DeepSpeed takes from its config what other backends are told in the loop."""
+        stage, settings, plan = self.stage, self.settings, self.plan
+        if settings.on_nonfinite == "skip" and plan.accumulation > 1:
+            raise UserError(
+                f"{stage}.on_nonfinite: skip: DeepSpeed keeps the gradients of earlier micro-batches; "
+                f"raise {stage}.micro_batch_size to {plan.micro_batch * plan.accumulation}, or use stop"
+            )
+        plugin: Any = self.accelerator.state.deepspeed_plugin
+        # One bucket that holds all gradients: DeepSpeed's own default takes 1 to 2 GB, however small the model.
+        plugin.deepspeed_config["zero_optimization"].setdefault("reduce_bucket_size", parameters)
+        plugin.deepspeed_config |= {
+            "train_batch_size": plan.batch_size,
+            "train_micro_batch_size_per_gpu": plan.micro_batch,
+            "gradient_accumulation_steps": plan.accumulation,
+            "gradient_clipping": settings.clip_grad,
+        }
 
     def run(self) -> Path:
         """Trains to the end, from the last checkpoint if there is one; returns the file of the final weights."""
@@ -187,21 +191,24 @@ class Trainer:
         batches = iter(self.batches(replace(plan, start=start)))
         bar = progress(self.stage, plan.stop, "step", show=main, initial=start)
         losses: list[float] = []
-        began = time.perf_counter()
+        logged, began = start, time.perf_counter()
         self.model.train()
         for step in range(start, plan.stop):
             self.schedule.step_update(step)
             with explained(partial(self._out_of_memory, step)):
                 loss, stop = self._step(step, batches)
-            losses.append(loss)
+            losses += [loss] if math.isfinite(loss) else []
             done, bar_values = step + 1, {"loss": f"{loss:.3f}", "lr": f"{self._lr:.1e}"}
             if done % LOG_EVERY == 0 or done == plan.stop:
-                speed = len(losses) * plan.batch_size / (time.perf_counter() - began)
-                values = {tracking.LOSS: sum(losses) / len(losses), tracking.LR: self._lr}
-                values |= {tracking.EPOCH: done / self.steps_per_epoch, tracking.IMAGES_PER_SECOND: speed}
+                speed = (done - logged) * plan.batch_size / (time.perf_counter() - began)
+                values = {tracking.LOSS: sum(losses) / len(losses)} if losses else {}
+                values |= {tracking.LR: self._lr, tracking.EPOCH: done / self.steps_per_epoch}
+                values |= {tracking.IMAGES_PER_SECOND: speed} | (
+                    {tracking.SKIPPED: self.skipped} if self.skipped else {}
+                )
                 self.tracker.log(self.stage, done, **values)
                 bar.set_postfix(bar_values | {"images/s": f"{speed:.0f}"}, refresh=False)
-                losses, began = [], time.perf_counter()
+                losses, logged, began = [], done, time.perf_counter()
             bar.update()
             if done == min(self.steps_per_epoch, plan.stop):
                 self._tell_unreadable()
