@@ -29,10 +29,10 @@ ZERO2 = ["--config_file", str(ROOT / "launch/accelerate/zero2.yaml"), "--num_pro
 ZERO3 = ["--config_file", str(ROOT / "launch/accelerate/zero3.yaml"), "--num_processes", "2"]
 BACKENDS = {"one": [], "ddp": DDP, "zero2": ZERO2, "zero3": ZERO3}
 SUPERNET = [
-    "stages=[supernet]", "supernet.epochs=6", "supernet.warmup_epochs=1", "supernet.checkpoint_every=3",
+    "stages=[supernet]", "supernet.epochs=12", "supernet.warmup_epochs=1", "supernet.checkpoint_every=3",
     "data.workers=0",
 ]  # fmt: skip
-"""114 steps on two ranks, that write a checkpoint most of the time."""
+"""228 steps on two ranks, that write a checkpoint most of the time."""
 
 FEW = [*SUPERNET, "supernet.epochs=1.05", "supernet.warmup_epochs=0.5", "supernet.checkpoint_every=15"]
 
@@ -50,7 +50,7 @@ def test_a_rank_killed_at_any_moment_leaves_a_run_that_goes_on_to_the_same_weigh
         wait_for(lambda: newest(supernet) > before or not ranks.running())  # noqa: B023
         if kills % 2:  # as soon as a checkpoint is begun
             wait_for(lambda: (supernet / "part").exists() or not ranks.running())  # noqa: B023
-        time.sleep(moments.uniform(0, 0.03 if kills % 2 else 0.4))
+        time.sleep(moments.uniform(0, 0.01 if kills % 2 else 0.4))
         if not all(process.is_alive() for process in ranks.processes):
             break
         while_writing += (supernet / "part").exists()
@@ -61,7 +61,9 @@ def test_a_rank_killed_at_any_moment_leaves_a_run_that_goes_on_to_the_same_weigh
         assert sum(code == -signal.SIGKILL for code in codes) == 1, "the other rank hung"
         resumed += "goes on from step" in ranks.text()
         assert "damaged" not in ranks.text()
-    assert (kills, while_writing >= 5, resumed) == (20, True, 19)
+    print(f"{while_writing} of {kills} kills while a checkpoint was written")
+    assert (kills, resumed) == (20, 19)
+    assert while_writing >= 3
     train(QUICKSTART, *SUPERNET, options=DDP, cwd=killed)
     assert (supernet / "model.safetensors").read_bytes() == (
         whole / "runs" / "quickstart" / "supernet" / "model.safetensors"

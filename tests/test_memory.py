@@ -90,7 +90,8 @@ def test_check_tells_the_memory_of_a_backend(capsys):
     def told(*options: str) -> dict[str, float]:
         assert main(["check", search, *options]) == 0
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("supernet memory")]
-        return {name: float(size) for name, size in re.findall(r"(\w+) ([\d.]+) GB", line)}
+        sizes = re.findall(r"(\w+) ([\d.]+) (GB|MB)", line)
+        return {name: float(size) * (1000 if unit == "GB" else 1) for name, size, unit in sizes}
 
     one = told("--ranks", "8")
     zero2 = ("--config_file", str(ROOT / "launch/accelerate/zero2.yaml"), "--ranks", "8", "--mixed_precision", "bf16")

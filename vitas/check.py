@@ -40,8 +40,8 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
             found[f"{stage}_batch"] = f"{backend.ranks} ranks x {plan.accumulation} times x {plan.micro_batch} images"
             model, inputs, image_size = _model(settings, stage, classes)
             needs = memory.estimate(model, inputs, image_size, plan.micro_batch, training, backend)
-            found[f"{stage}_memory"] = f"{_gigabytes(sum(needs.values()))} a rank: " + " + ".join(
-                f"{name} {_gigabytes(size)}" for name, size in needs.items()
+            found[f"{stage}_memory"] = f"{_size(sum(needs.values()))} a rank: " + " + ".join(
+                f"{name} {_size(size)}" for name, size in needs.items()
             )
     return found
 
@@ -80,8 +80,8 @@ def _model(settings: Recipe, stage: str, classes: int) -> tuple[Callable[[], nn.
     return partial(VisionTransformer, architecture, classes), (), architecture.image_size
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _images(settings: Recipe) -> dict[str, Any]:
