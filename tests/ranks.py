@@ -69,7 +69,7 @@ def recipe(*arguments: str) -> int:
 def _environment(options: list[str]) -> tuple[dict[str, str], int]:
     """What Accelerate's launcher tells all ranks, and how many it starts by torchrun; 0 is one process without it."""
     told: dict[str, str] = {}
-    arguments = launch.launch_command_parser().parse_args([*options, "nothing.py"])
+    arguments = launch.launch_command_parser().parse_args([*options, "--main_process_port", "0", "nothing.py"])
     count = 0
 
     def torchrun(_):

@@ -7,10 +7,13 @@ from unittest import mock
 
 import pytest
 import ranks
+import torch
 from conftest import QUICKSTART, ROOT
 from safetensors.torch import load_file
 
+from vitas import recipe, state
 from vitas.files import read_lines
+from vitas.run import make_accelerator
 from vitas.space import Architecture, Block
 
 pytestmark = pytest.mark.launch
@@ -90,6 +93,7 @@ def test_every_backend_trains_the_weights_of_one_process(one_process, tmp_path, 
         ("retrain", ("zero3", 2), ("zero3", 4)),
         ("supernet", ("zero3", 2), ("zero1", 2)),
         ("retrain", ("ddp", 2), ("zero3", 2)),
+        ("supernet", ("zero2", 2), ("zero2_offload", 2)),
     ],
     ids=lambda part: part if isinstance(part, str) else "x".join(map(str, part)),
 )
@@ -105,6 +109,53 @@ def test_a_stopped_training_goes_on_under_another_backend(one_process, tmp_path,
     zero = f"ZeRO-{first[0][-1]}, {first[1]} ranks, no" if first[0].startswith("zero") else "one process or DDP"
     assert (f"saved by {zero}: with its weights and its optimizer's state" in told) == (first != then)
     assert_same_weights(tmp_path, one_process, stage)
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+def test_a_stopped_training_goes_on_with_smaller_micro_batches(one_process, tmp_path, backend):
+    """After an odd number of micro-batches: counted on, every update would mix the halves of two steps."""
+    with mock.patch.dict(os.environ, {"VITAS_STOP_FILE": str(tmp_path / "runs/quickstart/metrics.jsonl")}):
+        train(tmp_path, config(backend), "stages=[supernet]", check=False)
+    assert (
+        "goes on from step 11 of 20"
+        in train(tmp_path, config(backend), "stages=[supernet]", "supernet.micro_batch_size=16").text()
+    )
+    assert_same_weights(tmp_path, one_process, "supernet")
+
+
+def engine_takes_over_exactly(folder: str) -> int:
+    """The work of a rank: weights and moments given to an engine are those that it gives back."""
+    accelerator = make_accelerator(recipe.load(QUICKSTART))
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
+    weights = {name: torch.randn_like(weight) for name, weight in model.state_dict().items()}
+    moments = {
+        f"{moment}/{name}": torch.rand_like(weight) for name, weight in weights.items() for moment in state.MOMENTS
+    }
+    moments |= {state.UPDATES: torch.tensor(7.0)}
+    model.load_state_dict(weights)
+    groups = [{"params": [weight for weight in model.parameters() if weight.ndim == n]} for n in (1, 2)]
+    accelerator.state.deepspeed_plugin.deepspeed_config |= {
+        "train_batch_size": accelerator.num_processes,
+        "train_micro_batch_size_per_gpu": 1,
+    }
+    engine, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups))
+    assert not state.gather_moments(engine)
+    state.restore(accelerator, engine, optimizer, weights, moments)
+    for given, kept in ((weights, state.weights(accelerator, engine)), (moments, state.gather_moments(engine))):
+        assert given.keys() == kept.keys()
+        assert all(torch.equal(value, kept[name]) for name, value in given.items())
+    torch.distributed.destroy_process_group()
+    return 0
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_half_precision_engines_take_over_float32_weights_exactly(tmp_path, name, precision):
+    work = ranks.Ranks(
+        engine_takes_over_exactly, str(tmp_path), options=[*config(name), "--mixed_precision", precision], cwd=tmp_path
+    )
+    assert work.wait(100) == [0, 0], work.text()
 
 
 def options(name: str, count: int) -> list[str]:

@@ -32,7 +32,7 @@ def test_the_newest_whole_checkpoint_is_used_and_a_damaged_one_passed_over(tmp_p
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert step_of(accelerator, tmp_path) == 2
     assert (model.weight == 2).all()
-    assert "step_00000003 is damaged; using the one before it" in capsys.readouterr().out
+    assert "step_00000003 is damaged, and passed over" in capsys.readouterr().out
 
 
 def test_what_a_kill_leaves_in_the_middle_of_writing_is_no_checkpoint(tmp_path):
@@ -48,3 +48,12 @@ def test_what_a_kill_leaves_in_the_middle_of_writing_is_no_checkpoint(tmp_path):
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert checkpoint.latest(tmp_path / "nothing") is None
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_the_new_one(tmp_path):
+    accelerator, model, _ = prepared()
+    checkpoint.save(accelerator, model, tmp_path, 30, keep=1)
+    (tmp_path / "step_00000030" / "manifest.json").write_text("")
+    assert checkpoint.latest(tmp_path) is None
+    checkpoint.save(accelerator, model, tmp_path, 10, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000010"]

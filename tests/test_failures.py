@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 
 def test_a_dead_rank_ends_the_launched_job_within_a_minute(tmp_path):
-    command = ["accelerate", "launch", *ZERO2, str(QUICKSTART), *SUPERNET]
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", *ZERO2, str(QUICKSTART), *SUPERNET]
     with (tmp_path / "log").open("w") as log:
         job = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     supernet = tmp_path / "runs" / "quickstart" / "supernet"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,17 +45,18 @@ def test_a_gpu_learns_as_the_cpu_does(on_cpu, tmp_path, name, precision, changes
             assert abs(loss - exact[step]) < tolerance * exact[step]
 
 
-def test_a_training_moves_between_gpu_and_deepspeed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("first", "then"), [("zero2", "gpu"), ("gpu", "zero2"), ("gpu", "zero3")])
+def test_a_training_moves_between_gpu_and_deepspeed(tmp_path, monkeypatch, first, then):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     for folder in (whole, moved):
         folder.mkdir()
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # rounding alone would be 1e-3
     train(whole, [*config("gpu", 1), *FLOAT32], "stages=[retrain]")
     monkeypatch.setenv("VITAS_STOP_FILE", str(moved / "runs/quickstart/metrics.jsonl"))
-    assert set(train(moved, config("zero2", 1), "stages=[retrain]", check=False).codes) == {75}
+    assert set(train(moved, [*config(first, 1), *FLOAT32], "stages=[retrain]", check=False).codes) == {75}
     monkeypatch.delenv("VITAS_STOP_FILE")
-    told = train(moved, [*config("gpu", 1), *FLOAT32], "stages=[retrain]").text()
-    assert "saved by ZeRO-2, 1 ranks, no: with its weights and its optimizer's state" in told
+    told = train(moved, [*config(then, 1), *FLOAT32], "stages=[retrain]").text()
+    assert "with its weights and its optimizer's state" in told
     assert_same_weights(moved, whole, "retrain", tolerance=1e-3)
 
 
@@ -113,10 +115,12 @@ def test_the_estimate_of_memory_is_near_the_peak(precision, checkpointing):
     assert 0.7 < float(done.stdout) < 1.3
 
 
-def test_a_gpu_with_too_little_memory_ends_with_what_to_lower(tmp_path):
-    huge = ["supernet.batch_size=1216", "supernet.micro_batch_size=1216", "space.image_size=1024", "stages=[supernet]"]
+def test_too_little_memory_ends_with_what_to_lower(tmp_path):
+    huge = ["supernet.batch_size=1216", "supernet.micro_batch_size=1216", "space.image_size=256",
+            "space.patch_size=[2]",
+            "supernet.skip=0", "data.workers=0", "stages=[supernet]"]  # fmt: skip
     done = subprocess.run(
-        ["accelerate", "launch", "--config_file", str(ROOT / "launch/accelerate/gpu.yaml"), str(QUICKSTART), *huge],
+        [str(Path(sys.executable).with_name("accelerate")), "launch", *config("gpu", 1), str(QUICKSTART), *huge],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode

@@ -101,3 +101,7 @@ def test_check_tells_the_memory_of_a_backend(capsys):
     assert told(*zero2, "supernet.grad_checkpointing=true")["activations"] < 0.2 * many["activations"]
     assert main(["check", search, "--config_file", "nothing.yaml"]) == 2
     assert "nothing.yaml: expected a config file of Accelerate" in capsys.readouterr().err
+    many = str(ROOT / "launch/accelerate/multinode_zero2.yaml")
+    assert main(["check", search, "--config_file", many]) == 2
+    assert "leaves the number of processes to the launcher; add --ranks N" in capsys.readouterr().err
+    assert told("--config_file", many, "--ranks", "16")["optimizer"] < one["optimizer"]

@@ -1,12 +1,16 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from ranks import Ranks
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 from toy import toy_training
 
-from vitas.config import UserError
+from vitas.config import RankError, UserError
 from vitas.recipe import Augment, Training
-from vitas.trainer import make_plan
+from vitas.trainer import Trainer, make_plan
 
 SETTINGS = Training(epochs=4, warmup_epochs=1, batch_size=96, micro_batch_size=16)
 
@@ -49,3 +53,36 @@ def test_the_average_moves_a_part_of_the_way_at_each_step(tmp_path):
     ):  # timm starts at the third
         assert not torch.equal(average, weight)
         torch.testing.assert_close(average, 0.75 * before + 0.25 * weight)
+
+
+class Unknown:
+    """Images of which one has a label that is none of the classes."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        raise UserError("data.train: label 7 is none of the classes")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_the_images_of_one_rank_is_one_line_of_that_rank(workers):
+    trainer = Trainer.__new__(Trainer)
+    with pytest.raises(RankError, match=r"^data\.train: label 7 is none of the classes$"):
+        trainer._next(0, iter(DataLoader(Unknown(), num_workers=workers)))
+
+
+def test_a_signal_is_noted_where_work_must_be_saved_and_ends_all_else():
+    code = """
+import os, signal
+from vitas.trainer import StopRequest
+stop = StopRequest()
+with stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop
+print("saved")
+os.kill(os.getpid(), signal.SIGTERM)
+print("goes on")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "saved\n")

@@ -13,7 +13,7 @@ from torch import nn
 
 from vitas import cost, data, evolution, memory, models
 from vitas.config import UserError, one_line
-from vitas.memory import Backend
+from vitas.memory import PRECISIONS, Backend
 from vitas.recipe import Recipe, Training
 from vitas.space import Architecture
 from vitas.supernet import Supernet
@@ -50,22 +50,28 @@ def backend(config_file: str | None, ranks: int | None, precision: str | None) -
     """The backend of a config file of Accelerate, with what is asked for in its place.
 
     Raises:
-        UserError: There is no such file, or it is none of Accelerate's.
+        UserError: There is no such file, it is none of Accelerate's, or of a backend that is not ours.
     """
     if config_file is None:
         return Backend(ranks or 1, precision=precision or "no")
     try:
         config: Any = load_config_from_file(config_file)
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        kind, deepspeed, count = str(config.distributed_type), config.deepspeed_config or {}, config.num_processes
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
         raise UserError(f"{config_file}: expected a config file of Accelerate: {one_line(error)}") from None
-    zero: dict[str, Any] = getattr(config, "deepspeed_config", None) or {}
-    counted = config.num_processes if isinstance(config.num_processes, int) else max(1, torch.cuda.device_count())
-    return Backend(
-        ranks or counted,
-        zero.get("zero_stage", 0),
-        zero.get("offload_optimizer_device", "none") != "none",
-        precision or str(config.mixed_precision or "no"),
-    )
+    kind = kind.rpartition(".")[2]
+    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED") or "deepspeed_config_file" in deepspeed:
+        raise UserError(f"{config_file}: expected DDP, or DeepSpeed with its settings in this file, got {kind}")
+    if count == "auto" and config.num_machines == 1:
+        count = max(1, torch.cuda.device_count())
+    if not ranks and (not isinstance(count, int) or count < 1):
+        raise UserError(f"{config_file}: leaves the number of processes to the launcher; add --ranks N")
+    ranks = ranks or int(count)
+    precision = precision or str(config.mixed_precision or "no")
+    if precision not in PRECISIONS:
+        raise UserError(f"{config_file}: mixed_precision: expected one of {', '.join(PRECISIONS)}, got {precision}")
+    offload = deepspeed.get("offload_optimizer_device", "none") != "none"
+    return Backend(ranks, deepspeed.get("zero_stage", 0), offload, precision)
 
 
 def _model(settings: Recipe, stage: str, classes: int) -> tuple[Callable[[], nn.Module], tuple[Any, ...], int]:

@@ -29,9 +29,16 @@ MOMENTS = "moments.safetensors"
 
 
 def save(
-    accelerator: Accelerator, model: nn.Module, folder: Path, step: int, *, keep: int, average: nn.Module | None = None
+    accelerator: Accelerator,
+    model: nn.Module,
+    folder: Path,
+    step: int,
+    *,
+    keep: int,
+    skipped: int = 0,
+    average: nn.Module | None = None,
 ) -> None:
-    """Writes everything that training needs to go on after `step` steps. All ranks call it.
+    """Writes everything that training needs to go on after `step` steps, `skipped` of them. All ranks call it.
 
     `average` is the moving average of the model, if there is one. The newest checkpoint is never deleted before the
     next one is whole.
@@ -44,39 +51,43 @@ def save(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    with _writing(folder, step):
+    with _writing(folder, step, main):
         accelerator.save_state(str(part))
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # For a resume on another backend: its own files fit no other.
         weights, moments = state.weights(accelerator, model), state.gather_moments(model)
         if main:
-            with _writing(folder, step):
+            with _writing(folder, step, main):
                 save_weights(part / WEIGHTS, weights)
                 save_weights(part / MOMENTS, moments)
     accelerator.wait_for_everyone()
     if main:
-        with _writing(folder, step):
+        with _writing(folder, step, main):
             if average is not None:
                 save_weights(part / AVERAGE, average.state_dict())
             sums = {str(file.relative_to(part)): _checksum(file, sync=True) for file in _files(part)}
-            manifest = {"step": step, "layout": layout(accelerator), "files": sums}
+            manifest = {"step": step, "skipped": skipped, "layout": layout(accelerator), "files": sums}
             write_atomically(part / MANIFEST, json.dumps(manifest))
             whole = folder / f"step_{step:08d}"
             shutil.rmtree(whole, ignore_errors=True)  # a damaged one from before
             part.rename(whole)
             sync(folder)
+        for other in _checkpoints(folder):
+            if other > whole:  # damaged, or training would have gone on from it
+                shutil.rmtree(other)
         for old in _checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
 @contextmanager
-def _writing(folder: Path, step: int) -> Iterator[None]:
+def _writing(folder: Path, step: int, main: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
         full = shutil.disk_usage(folder).free < 1 << 20  # torch speaks of unexpected positions then
-        shutil.rmtree(folder / "part", ignore_errors=True)
+        if main:
+            shutil.rmtree(folder / "part", ignore_errors=True)
         before = _checkpoints(folder)
         raise RankError(
             f"{folder}: the checkpoint of step {step} could not be written: "
@@ -88,9 +99,11 @@ def _writing(folder: Path, step: int) -> Iterator[None]:
 def layout(accelerator: Accelerator) -> str:
     """Which backends can read what Accelerate saved: all but ZeRO, or a ZeRO stage on a number of ranks."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return "one process or DDP"
+        return "one process or DDP" + (" in fp16" if accelerator.mixed_precision == "fp16" else "")  # with a loss scale
     plugin: Any = accelerator.state.deepspeed_plugin
-    return f"ZeRO-{plugin.zero_stage}, {accelerator.num_processes} ranks, {accelerator.mixed_precision}"
+    offloaded = ", offloaded" if plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get(
+        "device", "none") != "none" else ""  # fmt: skip
+    return f"ZeRO-{plugin.zero_stage}, {accelerator.num_processes} ranks, {accelerator.mixed_precision}{offloaded}"
 
 
 def latest(folder: Path) -> Path | None:
@@ -98,7 +111,7 @@ def latest(folder: Path) -> Path | None:
     for checkpoint in reversed(_checkpoints(folder)):
         if _is_whole(checkpoint):
             return checkpoint
-        say(f"warning: {checkpoint} is damaged; using the one before it")
+        say(f"warning: {checkpoint} is damaged, and passed over")
     return None
 
 

@@ -16,6 +16,9 @@ from torch.func import functional_call
 from vitas.config import RankError, one_line
 from vitas.recipe import Training
 
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Accelerate's names of mixed precision."""
+
 
 class Backend(NamedTuple):
     """How the state of a training lies on its ranks."""
@@ -70,7 +73,7 @@ def estimate(
 
 def _saved(model: nn.Module, images: int, image_size: int, inputs: tuple[Any, ...], of: Backend) -> int:
     """Bytes that a forward keeps for the backward pass; the weights are not among them."""
-    half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[of.precision]
+    half = PRECISIONS[of.precision]
     cast = half if of.zero and half else torch.float32  # DeepSpeed casts the weights, Accelerate the operations
     mode = FakeTensorMode()
     weights = {

@@ -32,9 +32,14 @@ def weights(accelerator: Accelerator, model: Any) -> dict[str, Tensor]:
 
 
 def gather_moments(engine: Any) -> dict[str, Tensor]:
-    """Adam's moments of a DeepSpeed engine, from all ranks, as `MOMENT/PARAMETER`. All ranks call it."""
+    """Adam's moments of a DeepSpeed engine, from all ranks, as `MOMENT/PARAMETER`. All ranks call it.
+
+    There are none before the first update.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state as full
 
+    if not engine.optimizer.optimizer.state:
+        return {}
     _link(engine.optimizer)
     state = {
         f"{moment}/{name}": _present(full(parameter, moment)).cpu()
@@ -45,22 +50,10 @@ def gather_moments(engine: Any) -> dict[str, Tensor]:
     return state | {UPDATES: torch.tensor(float(one["step"]))}
 
 
-def _link(zero: Any) -> None:
-    """Ties each parameter to its moments; ZeRO-1 and 2 do it too early for all parameter groups but the first."""
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-    if not hasattr(zero, "fp32_partitioned_groups_flat"):
-        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-            lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
-
-
-def _present(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None, "DeepSpeed answers None for a parameter that it does not optimise"
-    return tensor
-
-
 def moments_of(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The same, from the state dict that a torch AdamW of the same parameters saved."""
+    if not state["state"]:
+        return {}
     found = {
         f"{moment}/{name}": state["state"][index][moment]
         for index, name in enumerate(_names(model, optimizer))
@@ -69,42 +62,79 @@ def moments_of(state: Mapping[str, Any], model: nn.Module, optimizer: torch.opti
     return found | {UPDATES: state["state"][0]["step"]}
 
 
-def set_moments(accelerator: Accelerator, model: Any, optimizer: Any, moments: Mapping[str, Tensor]) -> None:
-    """Gives a prepared optimizer of any backend the moments of another. All ranks call it."""
+def restore(
+    accelerator: Accelerator, model: Any, optimizer: Any, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+) -> None:
+    """Gives a prepared model and optimizer of any backend the state of another. All ranks call it."""
+    module: Any = accelerator.unwrap_model(model)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _set_zero_moments(optimizer.optimizer, accelerator.unwrap_model(model), moments)
+        _restore_zero(optimizer.optimizer, module, weights, moments)
         return
-    names = _names(accelerator.unwrap_model(model), optimizer)
-    state = {
-        index: {"step": moments[UPDATES].clone()} | {moment: moments[f"{moment}/{name}"] for moment in MOMENTS}
-        for index, name in enumerate(names)
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    module.load_state_dict(weights)
+    if moments:
+        state = {
+            index: {"step": moments[UPDATES].clone()} | {moment: moments[f"{moment}/{name}"] for moment in MOMENTS}
+            for index, name in enumerate(_names(module, optimizer))
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _set_zero_moments(zero: Any, module: Any, moments: Mapping[str, Tensor]) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
+def _restore_zero(zero: Any, module: Any, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+    flats = zero.fp32_partitioned_groups_flat if _is_stage_3(zero) else zero.single_partition_of_fp32_groups
     # DeepSpeed makes the moments, flat ones of this rank's part, at the first update; here they are needed before.
-    partitioned = hasattr(zero, "fp32_partitioned_groups_flat")  # ZeRO-3
-    flats = zero.fp32_partitioned_groups_flat if partitioned else zero.single_partition_of_fp32_groups
-    for flat in flats:
-        updates = moments[UPDATES].clone() if isinstance(zero.optimizer, torch.optim.AdamW) else int(moments[UPDATES])
+    for flat in flats if moments else ():
+        updates: Any = int(moments[UPDATES])  # of DeepSpeed's own AdamW, on the CPU
+        if isinstance(zero.optimizer, torch.optim.AdamW):
+            updates = moments[UPDATES].to(flat.device, copy=True)
         zero.optimizer.state[flat] = {"step": updates} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
-    _link(zero)
+    if moments:
+        _link(zero)
+    put = _put_part if _is_stage_3(zero) else _put
     for name, parameter in module.named_parameters():
-        for moment in MOMENTS:
-            value = moments[f"{moment}/{name}"].to(flats[0].device)
-            if partitioned:
-                ranks, rank, part = (
-                    torch.distributed.get_world_size(),
-                    torch.distributed.get_rank(),
-                    parameter.ds_tensor,
-                )
-                padded = F.pad(value.flatten(), (0, part.numel() * ranks - value.numel()))
-                safe_set_local_optimizer_state(parameter, padded.chunk(ranks)[rank], moment)
-            else:
-                safe_set_full_optimizer_state(parameter, value, moment)
+        # The float32 weights too: the engine made its own from weights that it had cast to half precision.
+        put(parameter, weights[name].to(flats[0].device))
+        for moment in MOMENTS if moments else ():
+            put(parameter, moments[f"{moment}/{name}"].to(flats[0].device), moment)
+
+
+def _put(parameter: Any, value: Tensor, moment: str | None = None) -> None:
+    from deepspeed import utils
+
+    if moment:
+        utils.safe_set_full_optimizer_state(parameter, value, moment)
+    else:
+        utils.safe_set_full_fp32_param(parameter, value)
+
+
+def _put_part(parameter: Any, value: Tensor, moment: str | None = None) -> None:
+    """The same for ZeRO-3, whose own function for whole values forgets the padding of the last rank's part."""
+    from deepspeed import utils
+
+    ranks, size = torch.distributed.get_world_size(), parameter.ds_tensor.numel()
+    padded = F.pad(value.flatten(), (0, size * ranks - value.numel()))
+    part = padded.chunk(ranks)[torch.distributed.get_rank()]
+    if moment:
+        utils.safe_set_local_optimizer_state(parameter, part, moment)
+    else:
+        utils.safe_set_local_fp32_param(parameter, part)
+
+
+def _is_stage_3(zero: Any) -> bool:
+    return hasattr(zero, "fp32_partitioned_groups_flat")
+
+
+def _link(zero: Any) -> None:
+    """Ties each parameter to its moments; ZeRO-1 and 2 do it too early for all parameter groups but the first."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if not _is_stage_3(zero):
+        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "DeepSpeed answers None for a parameter that it does not optimise"
+    return tensor
 
 
 def _names(model: Any, optimizer: Any) -> list[str]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vitas import checkpoint, state, tracking
-from vitas.config import UserError
+from vitas.config import RankError, UserError
 from vitas.data import Batch, Plan, Unreadable
 from vitas.memory import explained
 from vitas.recipe import Training
@@ -46,16 +46,27 @@ DEEPSPEED = DistributedType.DEEPSPEED
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop: by SIGTERM, SIGUSR1, or the file that `VITAS_STOP_FILE` names."""
+    """Whether somebody asked this process to stop: by SIGTERM, SIGUSR1, or the file that `VITAS_STOP_FILE` names.
+
+    Inside `with stop:` it is only noted, for work that must save first; else a signal ends the process.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.noted = False
         self.file = os.environ.get(STOP_FILE)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
 
     def _ask(self, *_: object) -> None:
         self.asked = True
+        if not self.noted:
+            sys.exit(EXIT_STOPPED)
+
+    def __enter__(self) -> None:
+        self.noted = True
+
+    def __exit__(self, *_: object) -> None:
+        self.noted = False
 
     def __bool__(self) -> bool:
         return self.asked or bool(self.file and os.path.exists(self.file))
@@ -100,7 +111,6 @@ class Trainer:
         self.accelerator, self.settings, self.stage, self.folder = accelerator, settings, stage, folder
         self.batches, self.unreadable, self.inputs = batches, unreadable, inputs
         self.seed, self.tracker, self.stop = seed, tracker, stop
-        self.skipped = self.skipped_in_a_row = 0
         plan, self.steps_per_epoch = make_plan(settings, images, stage, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         augment = settings.augment
@@ -120,8 +130,7 @@ class Trainer:
         layout = checkpoint.layout(accelerator)
         facts = checkpoint.manifest(last) if last else {"step": 0, "layout": layout}
         self.start, fits = facts["step"], facts["layout"] == layout
-        if last and not fits:
-            model.load_state_dict(checkpoint.weights(last))  # before ZeRO copies them
+        self.skipped, self.skipped_in_a_row = facts.get("skipped", 0), 0
         if settings.grad_checkpointing:
             model.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
         if compiled:
@@ -133,7 +142,9 @@ class Trainer:
         self.whole = deepcopy(self.ema.module) if self.ema and accelerator.distributed_type == DEEPSPEED else None
         groups = param_groups_weight_decay(model, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-        moments = checkpoint.moments(last, model, optimizer) if last and not fits else {}
+        other = (checkpoint.weights(last), checkpoint.moments(last, model, optimizer)) if last and not fits else None
+        if other:
+            model.load_state_dict(other[0])  # before DeepSpeed's engine copies them
         accelerator.gradient_accumulation_steps = self.plan.accumulation
         if accelerator.distributed_type == DEEPSPEED:
             self._configure_deepspeed(sum(parameter.numel() for parameter in model.parameters()))
@@ -147,8 +158,9 @@ class Trainer:
         )
         if last and fits:
             accelerator.load_state(str(last))
-        elif last:
-            state.set_moments(accelerator, self.model, self.optimizer, moments)
+            accelerator.step = 0  # its count of micro-batches: there may be more of them to a step now
+        elif other:
+            state.restore(accelerator, self.model, self.optimizer, *other)
         if last and accelerator.is_main_process:
             kept = "" if fits else f", saved by {facts['layout']}: with its weights and its optimizer's state"
             kept += "; the loss scale starts anew" if kept and accelerator.mixed_precision == "fp16" else ""
@@ -176,7 +188,8 @@ class Trainer:
         """Trains to the end, from the last checkpoint if there is one; returns the file of the final weights."""
         weights = self.folder / "model.safetensors"
         self.tracker.rewind(self.stage, self.start)
-        self._loop(self.start)
+        with self.stop:
+            self._loop(self.start)
         final = self.ema.module.state_dict() if self.ema else state.weights(self.accelerator, self.model)
         if self.accelerator.is_main_process:
             save_weights(weights, final)
@@ -212,10 +225,16 @@ class Trainer:
             bar.update()
             if done == min(self.steps_per_epoch, plan.stop):
                 self._tell_unreadable()
-            if stop or done % settings.checkpoint_every == 0:
-                average = self.ema.module if self.ema else None
+            due = done % settings.checkpoint_every == 0 and math.isfinite(loss)  # else the weights may be spoiled
+            if stop or due:
                 checkpoint.save(
-                    self.accelerator, self.model, self.folder, done, keep=settings.keep_checkpoints, average=average
+                    self.accelerator,
+                    self.model,
+                    self.folder,
+                    done,
+                    keep=settings.keep_checkpoints,
+                    skipped=self.skipped,
+                    average=self.ema.module if self.ema else None,
                 )
             if stop:
                 bar.close()
@@ -260,7 +279,10 @@ class Trainer:
         return mean, stop > 0
 
     def _next(self, step: int, batches: Any) -> tuple[Tensor, Tensor]:
-        batch: Batch = next(batches)
+        try:
+            batch: Batch = next(batches)
+        except UserError as error:  # of this rank's images; a worker's has a traceback before it
+            raise RankError(str(error).strip().rpartition("UserError: ")[2]) from None
         self.unreadable.reasons.update(batch.unreadable)
         device = self.accelerator.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
