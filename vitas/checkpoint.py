@@ -38,7 +38,7 @@ def save(
     skipped: int = 0,
     average: nn.Module | None = None,
 ) -> None:
-    """Writes everything that training needs to go on after `step` steps, `skipped` of them. All ranks call it.
+    """Writes everything that training needs to go on after `step` steps, `skipped` of them left out. All ranks call it.
 
     `average` is the moving average of the model, if there is one. The newest checkpoint is never deleted before the
     next one is whole.
