@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from accelerate.commands import launch
+from conftest import ROOT
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["vitas.stages", "vitas.cli", "deepspeed", "torch._dynamo"])
@@ -50,6 +51,11 @@ class Ranks:
 
     def text(self) -> str:
         return self.log.read_text()
+
+
+def config(name: str, count: int = 2) -> list[str]:
+    """The launcher's options for one of the shipped backends."""
+    return ["--config_file", str(ROOT / "launch" / "accelerate" / f"{name}.yaml"), "--num_processes", str(count)]
 
 
 def train(*arguments: str, options: list[str] = (), cwd: Path, check: bool = True) -> Ranks:

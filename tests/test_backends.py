@@ -8,7 +8,8 @@ from unittest import mock
 import pytest
 import ranks
 import torch
-from conftest import QUICKSTART, ROOT
+from conftest import QUICKSTART
+from ranks import config
 from safetensors.torch import load_file
 
 from vitas import recipe, state
@@ -23,10 +24,6 @@ STEPS = [
     "retrain.augment.cutmix=1.0", "supernet.clip_grad=1.0", "retrain.ema=0.9", "data.workers=0",
 ]  # fmt: skip
 """20 steps of each training, with changing architectures, clipping, Mixup, CutMix and an average of the weights."""
-
-
-def config(name: str, count: int = 2) -> list[str]:
-    return ["--config_file", str(ROOT / "launch" / "accelerate" / f"{name}.yaml"), "--num_processes", str(count)]
 
 
 ACCUMULATION = ["supernet.micro_batch_size=8", "retrain.micro_batch_size=8"]

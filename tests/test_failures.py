@@ -17,17 +17,15 @@ from unittest import mock
 import psutil
 import pytest
 import torch
-from conftest import QUICKSTART, ROOT, launch
-from ranks import Ranks, recipe, train
+from conftest import QUICKSTART, launch
+from ranks import Ranks, config, recipe, train
 from safetensors.torch import load_file
 from toy import ARCHITECTURE, toy_training
 
 from vitas.files import read_lines
 
 pytestmark = pytest.mark.launch
-DDP = ["--config_file", str(ROOT / "launch/accelerate/ddp.yaml"), "--num_processes", "2"]
-ZERO2 = ["--config_file", str(ROOT / "launch/accelerate/zero2.yaml"), "--num_processes", "2"]
-ZERO3 = ["--config_file", str(ROOT / "launch/accelerate/zero3.yaml"), "--num_processes", "2"]
+DDP, ZERO2, ZERO3 = config("ddp"), config("zero2"), config("zero3")
 BACKENDS = {"one": [], "ddp": DDP, "zero2": ZERO2, "zero3": ZERO3}
 SUPERNET = [
     "stages=[supernet]", "supernet.epochs=9", "supernet.warmup_epochs=1", "supernet.checkpoint_every=3",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUICKSTART, ROOT
-from test_backends import assert_same_weights, config, losses, train
+from ranks import config
+from test_backends import assert_same_weights, losses, train
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitas.vit import attend

@@ -65,12 +65,14 @@ def moments_of(state: Mapping[str, Any], model: nn.Module, optimizer: torch.opti
 def restore(
     accelerator: Accelerator, model: Any, optimizer: Any, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
 ) -> None:
-    """Gives a prepared model and optimizer of any backend the state of another. All ranks call it."""
+    """Gives a prepared model and optimizer of any backend the state of another. All ranks call it.
+
+    The model was made with these weights; what is left is the optimizer's state and, under DeepSpeed, its own weights.
+    """
     module: Any = accelerator.unwrap_model(model)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _restore_zero(optimizer.optimizer, module, weights, moments)
         return
-    module.load_state_dict(weights)
     if moments:
         state = {
             index: {"step": moments[UPDATES].clone()} | {moment: moments[f"{moment}/{name}"] for moment in MOMENTS}
