@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitas import recipe
-from vitas.supernet import Supernet
+from vitas.models.supernet import Supernet
 
 WARM_UP, STEPS = 10, 60
 

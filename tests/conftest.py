@@ -10,7 +10,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 from vitas import recipe
-from vitas.space import SearchSpace, Widths
+from vitas.spaces.space import SearchSpace, Widths
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"

@@ -16,7 +16,7 @@ from accelerate.commands import launch
 from conftest import ROOT
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["vitas.stages", "vitas.cli", "deepspeed", "torch._dynamo"])
+_server.set_forkserver_preload(["vitas.runs.stages", "vitas.cli", "deepspeed", "torch._dynamo"])
 
 
 class Ranks:

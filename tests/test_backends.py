@@ -12,10 +12,11 @@ from conftest import QUICKSTART
 from ranks import config
 from safetensors.torch import load_file
 
-from vitas import recipe, state
+from vitas import recipe
 from vitas.files import read_lines
-from vitas.run import make_accelerator
-from vitas.space import Architecture, Block
+from vitas.runs.accelerator import make_accelerator
+from vitas.spaces.architecture import Architecture, Block
+from vitas.train import state
 
 pytestmark = pytest.mark.launch
 STEPS = [

@@ -4,7 +4,7 @@ import shutil
 import torch
 from accelerate import Accelerator
 
-from vitas import checkpoint
+from vitas.train import checkpoint
 
 
 def prepared():

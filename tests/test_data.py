@@ -8,9 +8,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from vitas import data, recipe
+from vitas import recipe
 from vitas.config import UserError
-from vitas.data import Plan
+from vitas.data import augment, batches, decoded, sources, stream
+from vitas.data.plan import Plan
 from vitas.recipe import Augment, Data
 
 RNG = np.random.default_rng(0)
@@ -65,15 +66,15 @@ def write_webdataset(path, examples, shards=4):
 
 def read(split, plan=None, workers=0, image_size=16, **options):
     plan = plan or Plan(batch_size=8, accumulation=1, start=0, stop=4)
-    transform = data.train_transform(image_size, Augment(), Data())
-    batches = data.loader(
+    transform = augment.train_transform(image_size, Augment(), Data())
+    found = batches.loader(
         split, transform, plan, seed=5, workers=workers, shuffle_buffer=8, pin_memory=False, **options
     )
-    return list(batches)
+    return list(found)
 
 
 def test_digits_are_split_by_class_without_overlap():
-    train, test = data.open_splits(Data())
+    train, test = sources.open_splits(Data())
     assert (len(train.indices), len(test.indices), len(train.classes)) == (1437, 360, 10)
     seen = {train.dataset[row]["image"]["bytes"] for row in range(1437)}
     assert not seen & {test.dataset[row]["image"]["bytes"] for row in range(360)}
@@ -82,7 +83,7 @@ def test_digits_are_split_by_class_without_overlap():
 def test_a_folder_of_jpegs_is_found_decoded_and_its_unreadable_image_told_once(tmp_path):
     root = folder_of_jpegs(tmp_path)
     source = Data(train=str(root / "train"), test=str(root / "test"))
-    train, test = data.open_splits(source)
+    train, test = sources.open_splits(source)
     assert train.classes == test.classes == ("apple", "banana", "cherry")
     assert (len(train.indices), len(test.indices)) == (36, 36)
     batches = read(train, Plan(batch_size=36, accumulation=1, start=0, stop=2))
@@ -95,7 +96,7 @@ def test_a_folder_of_jpegs_is_found_decoded_and_its_unreadable_image_told_once(t
     assert len(lines) == 1
     assert lines[0].startswith("data.train: 1 image(s) could not be read")
     assert "apple/0.jpg" in lines[0]
-    cached = data.decoded(train, tmp_path / "cache", 16, source, write=True)
+    cached = decoded.decoded(train, tmp_path / "cache", 16, source, write=True)
     assert cached.images.shape == (35, 3, 16, 16)
     # colours tell the classes, and so does the CMYK picture; the grey one has three equal channels
     means = cached.images.mean((2, 3))
@@ -108,22 +109,22 @@ def test_parquet_and_webdataset_give_the_same_images_whole_and_streamed(tmp_path
     examples = [(picture(label), label) for label in (0, 1, 2) * 10]
     write(tmp_path, examples)
     source = Data(train=str(tmp_path), test=str(tmp_path), streaming=streaming, classes=3, crop_pct=1.0)
-    train, _ = data.open_splits(source)
+    train, _ = sources.open_splits(source)
     assert len(train.classes) == 3
-    assert data.count_images(train, None, tmp_path / "count") == 30
-    cached = data.decoded(train, tmp_path / "cache", 16, source, write=True)
+    assert stream.count_images(train, None, tmp_path / "count") == 30
+    cached = decoded.decoded(train, tmp_path / "cache", 16, source, write=True)
     assert sorted(cached.labels) == sorted(label for _, label in examples)
     assert (cached.images.mean((2, 3)).argmax(1) == cached.labels).all()
-    whole, _ = data.open_splits(source.model_copy(update={"streaming": False}))
-    again = data.decoded(whole, tmp_path / "whole", 16, source, write=True)
+    whole, _ = sources.open_splits(source.model_copy(update={"streaming": False}))
+    again = decoded.decoded(whole, tmp_path / "whole", 16, source, write=True)
     assert {image.tobytes() for image in cached.images} == {image.tobytes() for image in again.images}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_holdout_and_the_rest_are_all_images_once(tmp_path, streaming):
-    train, _ = data.open_splits(Data(streaming=streaming))
+    train, _ = sources.open_splits(Data(streaming=streaming))
     rest, holdout = train.hold_out(0.1, seed=0)
-    parts = [data.decoded(part, tmp_path / name, 8, Data(workers=0), write=True)
+    parts = [decoded.decoded(part, tmp_path / name, 8, Data(workers=0), write=True)
              for part, name in ((rest, "rest"), (holdout, "holdout"), (train, "all"))]  # fmt: skip
     assert len(parts[0].labels) + len(parts[1].labels) == len(parts[2].labels) == 1437
     assert abs(len(parts[1].labels) / 1437 - 0.1) < 0.01
@@ -137,7 +138,7 @@ def images_of(batches) -> torch.Tensor:
 
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 4), (2, 1), (2, 2), (4, 1)])
 def test_a_step_holds_the_same_images_and_pairs_whatever_the_ranks(world, accumulation):
-    train, _ = data.open_splits(Data())
+    train, _ = sources.open_splits(Data())
     whole = read(train, Plan(batch_size=16, accumulation=1, start=3, stop=5))
     parts = [read(train, Plan(16, accumulation, 3, 5, rank, world)) for rank in range(world)]
 
@@ -154,7 +155,7 @@ def test_a_step_holds_the_same_images_and_pairs_whatever_the_ranks(world, accumu
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_resumed_loader_goes_on_with_the_same_batches(workers, streaming):
-    train, _ = data.open_splits(Data(streaming=streaming))
+    train, _ = sources.open_splits(Data(streaming=streaming))
     uninterrupted = read(train, Plan(batch_size=16, accumulation=1, start=0, stop=7), workers=workers)
     resumed = read(train, Plan(batch_size=16, accumulation=1, start=3, stop=7), workers=workers)
     assert len(resumed) == 4
@@ -163,12 +164,12 @@ def test_a_resumed_loader_goes_on_with_the_same_batches(workers, streaming):
 
 @pytest.mark.parametrize(("ranks", "shards"), [(2, 4), (3, 4)])
 def test_the_ranks_of_a_stream_read_every_image_once_an_epoch(ranks, shards, monkeypatch):
-    train, _ = data.open_splits(Data(streaming=True))
+    train, _ = sources.open_splits(Data(streaming=True))
     assert train.dataset.num_shards == shards
     everything = []
     for rank in range(ranks):
-        stream = data._Stream(train, lambda image: image, Plan(8, 1, 0, 1, rank, ranks), 0, 8)
-        raw = stream._raw(rank, ranks)
+        part = stream.Stream(train, lambda image: image, Plan(8, 1, 0, 1, rank, ranks), 0, 8)
+        raw = part._raw(rank, ranks)
         everything += [next(raw)[1]["bytes"] for _ in range(1437 // ranks)]
     assert len(set(everything)) > 0.97 * 1437  # pixels of a few digits are the same; uneven shards end apart
 
@@ -185,7 +186,7 @@ def test_the_ranks_of_a_stream_read_every_image_once_an_epoch(ranks, shards, mon
 )
 def test_what_is_wrong_with_the_data_is_said(settings, message):
     with pytest.raises(UserError, match=message):
-        data.open_splits(Data(**settings))
+        sources.open_splits(Data(**settings))
 
 
 def test_test_classes_are_matched_to_train_classes_by_name(tmp_path):
@@ -194,14 +195,14 @@ def test_test_classes_are_matched_to_train_classes_by_name(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(3):
                 picture(label).save(tmp_path / split / name / f"{number}.png")
-    _, test = data.open_splits(Data(train=str(tmp_path / "train"), test=str(tmp_path / "test")))
+    _, test = sources.open_splits(Data(train=str(tmp_path / "train"), test=str(tmp_path / "test")))
     assert {test.example(row)[2] for row in range(6)} == {1, 2}
 
 
 @pytest.mark.parametrize("name", ["retrain_vitas_a", "retrain_vitas_f", "search_1G"])
 def test_the_augmentation_of_the_shipped_recipes_survives_every_draw(name):
     settings = recipe.load(ROOT / "recipes" / f"{name}.yaml")
-    for augment in (settings.supernet.augment, settings.retrain.augment):
-        transform = data.train_transform(32, augment, settings.data)
+    for settled in (settings.supernet.augment, settings.retrain.augment):
+        transform = augment.train_transform(32, settled, settings.data)
         for _ in range(200):
             assert transform(picture(0)).shape == (3, 32, 32)

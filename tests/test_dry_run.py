@@ -9,10 +9,11 @@ import torch
 from conftest import QUICKSTART, ROOT, SHORT, launch
 from PIL import Image
 
-from vitas import cost, recipe
+from vitas import recipe
 from vitas.files import read_lines
-from vitas.space import Architecture
-from vitas.vit import VisionTransformer
+from vitas.models import throughput
+from vitas.models.vit import VisionTransformer
+from vitas.spaces.architecture import Architecture
 
 pytestmark = pytest.mark.launch
 RECIPES = sorted((ROOT / "recipes").glob("search_*.yaml"))
@@ -54,7 +55,7 @@ def test_a_throughput_window_is_honoured_on_this_machine(tmp_path):
     try:
         settings = recipe.load(QUICKSTART)
         middle = VisionTransformer(settings.space.sample(0, 1), 10)
-        speed = cost.measure_throughput(middle, 16, batch_size=64)
+        speed = throughput.measure_throughput(middle, 16, batch_size=64)
         low, high = 0.7 * speed, 1.4 * speed
         budget = [f"budget.throughput=[{low},{high}]", "budget.throughput_batch=64", "budget.macs=null"]
         launch(QUICKSTART, *SHORT, *budget, "stages=[supernet,evolve]", "evolve.population=8", cwd=tmp_path)
@@ -62,7 +63,7 @@ def test_a_throughput_window_is_honoured_on_this_machine(tmp_path):
         assert front
         for entry in front:
             model = VisionTransformer(Architecture.model_validate(entry["architecture"]), 10)
-            again = statistics.median(cost.measure_throughput(model, 16, batch_size=64) for _ in range(5))
+            again = statistics.median(throughput.measure_throughput(model, 16, batch_size=64) for _ in range(5))
             assert 0.9 * low <= again <= 1.1 * high
     finally:
         torch.set_num_threads(threads)

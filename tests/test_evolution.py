@@ -3,11 +3,13 @@ import pytest
 from accelerate import Accelerator
 from conftest import small_space
 
-from vitas import cost, evolution
 from vitas.config import UserError
-from vitas.cost import Budget
 from vitas.recipe import Evolution
-from vitas.workers import Journal, Workers
+from vitas.search import evolution
+from vitas.search.journal import Journal
+from vitas.search.workers import Workers
+from vitas.spaces import cost
+from vitas.spaces.budget import Budget
 
 SPACE = small_space(embed_dim={"max": 40})
 BUDGET = Budget(macs=(1e5, 2e5))

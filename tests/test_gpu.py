@@ -11,7 +11,7 @@ from ranks import config
 from test_backends import assert_same_weights, losses, train
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vitas.vit import attend
+from vitas.models.vit import attend
 
 pytestmark = pytest.mark.gpu
 FLOAT32 = ["--mixed_precision", "no"]
@@ -85,8 +85,9 @@ def test_the_fused_optimizer_makes_the_step_of_the_plain_one():
 
 MEASURE = """
 import sys, torch
-from vitas import memory, recipe
-from vitas.supernet import Supernet
+from vitas import recipe
+from vitas.models.supernet import Supernet
+from vitas.train import memory
 
 settings = recipe.load(sys.argv[1], sys.argv[3:])
 space, images, half = settings.space, 32, sys.argv[2] == "bf16"

@@ -131,10 +131,10 @@ def test_a_folder_of_jpegs_is_trained_on_and_its_damaged_image_told_once(tmp_pat
 
 
 def test_a_stream_gives_the_accuracy_of_the_same_images_loaded_whole(whole, tmp_path):
-    from vitas import data
+    from vitas.data import sources
     from vitas.recipe import Data
 
-    for split, name in zip(data.open_splits(Data()), ("train", "test"), strict=True):
+    for split, name in zip(sources.open_splits(Data()), ("train", "test"), strict=True):
         (tmp_path / name).mkdir()
         for shard in range(2):
             split.dataset.shard(2, shard).to_parquet(tmp_path / name / f"{shard}.parquet")

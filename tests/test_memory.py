@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, small_space
 
-from vitas import memory, recipe
+from vitas import recipe
 from vitas.cli import main
-from vitas.memory import Backend
-from vitas.supernet import Supernet
+from vitas.models.supernet import Supernet
+from vitas.train import memory
+from vitas.train.memory import Backend
 
 TRAINING = recipe.Training(epochs=1, warmup_epochs=0)
 
@@ -40,8 +41,9 @@ def test_the_estimate_is_what_a_forward_really_keeps():
 
 MEASURE = """
 import resource, sys, torch
-from vitas import memory, recipe
-from vitas.supernet import Supernet
+from vitas import recipe
+from vitas.models.supernet import Supernet
+from vitas.train import memory
 
 settings = recipe.load(sys.argv[1], sys.argv[2:])
 space, images = settings.space, 4

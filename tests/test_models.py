@@ -6,9 +6,8 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch.nn.functional import cross_entropy
 
-import vitas
-from vitas import models, vit
 from vitas.config import UserError
+from vitas.models import registry, saved
 
 
 def trained_like(model: torch.nn.Module) -> torch.nn.Module:
@@ -23,7 +22,7 @@ def trained_like(model: torch.nn.Module) -> torch.nn.Module:
 def imported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imported")
     model = trained_like(timm.create_model("vitas_b"))
-    vit.save_model(folder, model)
+    saved.save_model(folder, model)
     return folder, model
 
 
@@ -37,7 +36,7 @@ def test_timm_knows_the_networks_and_their_preprocessing():
     assert timm.list_models("vitas*") == [f"vitas_{letter}" for letter in "abcef"]
     for name in timm.list_models("vitas*"):
         model = timm.create_model(name, device="meta")
-        assert model.architecture == models.named(name)
+        assert model.architecture == registry.named(name)
         assert all(parameter.is_meta for parameter in model.parameters())
         data = timm.data.resolve_model_data_config(model)
         assert (data["input_size"], data["crop_pct"], data["interpolation"]) == ((3, 224, 224), 0.875, "bicubic")
@@ -97,7 +96,7 @@ def test_weights_are_loaded_from_all_that_holds_them(imported, tmp_path):
     folder, model = imported
     torch.save({"model": {"x": torch.ones(1)}}, tmp_path / "x.pth.tar")
     for weights, architecture in ((folder, None), (folder, "vitas_b"), (folder / "model.safetensors", "vitas_b")):
-        assert distance(models.load_model(weights, architecture), model) == 0
+        assert distance(saved.load_model(weights, architecture), model) == 0
     for weights, words in {
         folder: "model.safetensors: does not hold the weights of vitas_a",
         tmp_path / "x.pth.tar": "x.pth.tar: does not fit the architecture: missing",
@@ -105,7 +104,7 @@ def test_weights_are_loaded_from_all_that_holds_them(imported, tmp_path):
         tmp_path: "No such file",
     }.items():
         with pytest.raises(UserError, match=words):
-            models.load_model(weights, "vitas_a")
+            saved.load_model(weights, "vitas_a")
 
 
 def test_there_is_nothing_to_download():
@@ -121,8 +120,10 @@ def test_an_option_that_would_do_nothing_is_refused():
 def test_an_unknown_name_finds_the_nearest(tmp_path):
     for wrong, right in (("vitas-c", "vitas_c"), ("ViTAS_E", "vitas_e"), ("deit_tiny", "deit_ti")):
         with pytest.raises(UserError, match=rf"unknown architecture {wrong} \(did you mean {right}\?\)"):
-            vitas.models.find(wrong)
-    (tmp_path / "architecture.yaml").write_text(models.named("deit_s").to_yaml())
-    assert models.find(str(tmp_path)) == models.find(str(tmp_path / "architecture.yaml")) == models.named("deit_s")
+            registry.find(wrong)
+    (tmp_path / "architecture.yaml").write_text(registry.named("deit_s").to_yaml())
+    assert (
+        registry.find(str(tmp_path)) == registry.find(str(tmp_path / "architecture.yaml")) == registry.named("deit_s")
+    )
     with pytest.raises(UserError, match=r"gone\.yaml: No such file"):
-        models.find(str(tmp_path / "gone.yaml"))
+        registry.find(str(tmp_path / "gone.yaml"))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitas.config import UserError
-from vitas.space import Architecture, Block, SearchSpace, Widths
+from vitas.spaces.architecture import Architecture, Block
+from vitas.spaces.space import SearchSpace, Widths
 
 SPACES = [small_space(identity=identity, tied_blocks=tied) for identity in ("none", "free", "tail") for tied in (0, 1)]
 genomes = st.builds(

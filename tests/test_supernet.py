@@ -2,11 +2,10 @@ import pytest
 import torch
 from conftest import small_space
 
-from vitas.elastic import take
-from vitas.models import load_model
-from vitas.space import SearchSpace, Widths
-from vitas.supernet import Supernet
-from vitas.vit import save_model
+from vitas.models.elastic import take
+from vitas.models.saved import load_model, save_model
+from vitas.models.supernet import Supernet
+from vitas.spaces.space import SearchSpace, Widths
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

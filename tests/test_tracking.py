@@ -4,9 +4,10 @@ import pytest
 import wandb
 from accelerate import Accelerator
 
-from vitas import recipe, tracking
+from vitas import recipe
 from vitas.files import read_lines
-from vitas.tracking import Tracker, wandb_mode
+from vitas.report import tracking
+from vitas.report.tracking import Tracker, wandb_mode
 
 
 @pytest.fixture

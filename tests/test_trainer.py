@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 from toy import toy_training
 
 from vitas.config import RankError, UserError
+from vitas.data.plan import make_plan
 from vitas.recipe import Augment, Training
-from vitas.trainer import Trainer, make_plan
+from vitas.train.trainer import Trainer
 
 SETTINGS = Training(epochs=4, warmup_epochs=1, batch_size=96, micro_batch_size=16)
 
@@ -75,7 +76,7 @@ def test_a_mistake_in_the_images_of_one_rank_is_one_line_of_that_rank(workers):
 def test_a_signal_is_noted_where_work_must_be_saved_and_ends_all_else():
     code = """
 import os, signal
-from vitas.trainer import StopRequest
+from vitas.train.stop import StopRequest
 stop = StopRequest()
 with stop:
     os.kill(os.getpid(), signal.SIGTERM)

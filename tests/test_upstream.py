@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vitas import load_model, models, recipe, upstream, vit
+from vitas import load_model, recipe
 from vitas.cli import main
 from vitas.config import UserError
-from vitas.cost import count
+from vitas.models import registry, release, vit
+from vitas.spaces.cost import count
 
 # Two small networks with random weights in the release's format, with the logits that the original code computed for
 # an image given as a formula; and the keys and shapes of the release's five files.
@@ -58,8 +59,8 @@ def test_an_imported_network_gives_the_logits_of_the_original(kind, tmp_path, ca
 def test_a_published_file_is_recognised_and_leaves_no_key_over(name, tmp_path):
     state = random_checkpoint(name)
     torch.save({"epoch": 300, "model": state, "optimizer": {"step": torch.ones(1)}}, tmp_path / "net.pth.tar")
-    architecture, ours = upstream.convert(tmp_path / "net.pth.tar")
-    assert models.name_of(architecture) == name
+    architecture, ours = release.convert(tmp_path / "net.pth.tar")
+    assert registry.name_of(architecture) == name
     model = vit.from_state(architecture, ours)  # strict: neither missing nor unexpected
     assert sum(value.numel() for value in model.state_dict().values()) == sum(value.numel() for value in state.values())
     # All but q passes unchanged, and the gaps in the numbering close.
@@ -74,8 +75,8 @@ def test_bare_state_dicts_and_other_class_counts_are_read_too(tmp_path):
         key = f"net.backbone_FC_FC_0.0.module.0.{part}"
         state[key] = state[key][:7]
     torch.save(state, tmp_path / "bare.pth.tar")
-    architecture, ours = upstream.convert(tmp_path / "bare.pth.tar")
-    assert (models.name_of(architecture), len(ours["head.bias"])) == ("vitas_a", 7)
+    architecture, ours = release.convert(tmp_path / "bare.pth.tar")
+    assert (registry.name_of(architecture), len(ours["head.bias"])) == ("vitas_a", 7)
 
 
 def test_what_does_not_fit_is_named(tmp_path, capsys):
@@ -88,7 +89,7 @@ def test_what_does_not_fit_is_named(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     config = DATA / "block_level.json"
     with pytest.raises(UserError, match=r"fit the architecture: .* of another shape .* \[1, 1, 192\] instead of"):
-        upstream.convert(tmp_path / "net.pth.tar", config)
+        release.convert(tmp_path / "net.pth.tar", config)
 
 
 def test_unsafe_and_damaged_files_are_refused_in_one_line(tmp_path, capsys):
@@ -111,7 +112,7 @@ def test_the_whole_configs_of_the_release_are_read(tmp_path):
     known = json.loads((DATA / "channel_level.json").read_text())["model"]
     space = {key: value for key, value in known.items() if key != "net_id"}
     (tmp_path / "net.yaml").write_text(json.dumps({"model": space, "test": {"model": known}}))
-    architecture, _ = upstream.convert(DATA / "channel_level.pth.tar", tmp_path / "net.yaml")
+    architecture, _ = release.convert(DATA / "channel_level.pth.tar", tmp_path / "net.yaml")
     assert [block and block.heads for block in architecture.blocks] == [4, None, 2, 4]
 
 
@@ -121,7 +122,7 @@ def test_the_whole_configs_of_the_release_are_read(tmp_path):
 )
 def test_a_wrong_net_id_says_where(net_id, words):
     with pytest.raises(UserError, match=words):
-        upstream.parse_net_id(net_id)
+        release.parse_net_id(net_id)
 
 
 @pytest.mark.parametrize("name", COSTS)
@@ -129,14 +130,14 @@ def test_described_costs_are_those_of_the_tables(name, capsys):
     assert main(["describe", name, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["flops_paper"], facts["macs"], facts["params"]) == COSTS[name]
-    assert name not in NETS or upstream.PUBLISHED[name].flops == COSTS[name][0]
+    assert name not in NETS or release.PUBLISHED[name].flops == COSTS[name][0]
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_published_network_lies_in_the_space_and_budget_of_its_search(name):
     search = {"vitas_c": "1.3G_block"}.get(name, NETS[name])
     settings = recipe.load(ROOT / "recipes" / f"search_{search}.yaml")
-    architecture = models.named(name)
+    architecture = registry.named(name)
     genome = settings.space.encode(architecture)
     assert settings.space.decode(genome) == architecture
     low, high = settings.budget.flops
@@ -147,7 +148,7 @@ def test_a_published_network_lies_in_the_space_and_budget_of_its_search(name):
 def test_retraining_recipes_name_a_known_architecture(file):
     settings = recipe.load(file)
     assert settings.name == file.stem == f"retrain_{settings.retrain.architecture}"
-    assert models.named(settings.retrain.architecture).image_size == settings.space.image_size
+    assert registry.named(settings.retrain.architecture).image_size == settings.space.image_size
     strong = settings.retrain.architecture not in ("vitas_a", "vitas_b", "vitas_c")
     assert (settings.retrain.augment.mixup, settings.retrain.augment.cutmix) == ((0.8, 1.0) if strong else (0, 0))
     assert settings.retrain.augment.auto_augment == "rand-m9-mstd0.5-inc1"

@@ -6,10 +6,14 @@ import torch
 from conftest import QUICKSTART
 from torch import nn
 
-from vitas import cli, recipe, run, tracking, trainer
-from vitas.data import Batch, Unreadable
+from vitas import cli, recipe
+from vitas.data.batches import Batch
+from vitas.data.sources import Unreadable
 from vitas.recipe import Retraining
-from vitas.space import Architecture, Block
+from vitas.report import tracking
+from vitas.runs.accelerator import make_accelerator
+from vitas.spaces.architecture import Architecture, Block
+from vitas.train import stop, trainer
 
 
 class Toy(nn.Module):
@@ -38,7 +42,7 @@ def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) ->
     settings = Retraining(epochs=12, warmup_epochs=1, batch_size=8, **({"checkpoint_every": 2} | changes))
 
     def work() -> None:
-        accelerator = run.make_accelerator(quickstart)
+        accelerator = make_accelerator(quickstart)
 
         def batches(plan):
             for step in range(plan.start, plan.stop):
@@ -62,7 +66,7 @@ def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) ->
             num_classes=2,
             seed=0,
             tracker=tracking.Tracker(quickstart, accelerator),
-            stop=trainer.StopRequest(),
+            stop=stop.StopRequest(),
         ).run()
 
     (Path(folder) / "quickstart").mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,10 @@
 import sys
 
 from vitas.config import UserError
-from vitas.models import load_model  # its import registers the paper's networks with timm
-from vitas.space import Architecture, SearchSpace
-from vitas.vit import VisionTransformer
+from vitas.models.saved import load_model
+from vitas.models.vit import VisionTransformer
+from vitas.spaces.architecture import Architecture
+from vitas.spaces.space import SearchSpace
 
 __all__ = ["Architecture", "SearchSpace", "UserError", "VisionTransformer", "load_model", "main"]
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vitas import cost, models, recipe, upstream, vit
+from vitas import recipe
 from vitas.config import RankError, UserError
+from vitas.models import registry, release, saved, vit
+from vitas.spaces import cost
 
 DONE, USER_ERROR = 0, 2
 
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_recipe(file: str) -> int:
     """What a recipe does that is started as a program; its arguments are `key=value` overrides."""
-    from vitas.launch import missing_cpu_ranks
+    from vitas.runs.launch import missing_cpu_ranks
 
     if command := missing_cpu_ranks([file, *sys.argv[1:]]):
         os.execv(command[0], command)
@@ -96,7 +98,7 @@ def _complain(line: str) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     settings = recipe.load(options.recipe, options.overrides)
-    from vitas import stages  # what trains takes seconds to import: not before the recipe is known to be right
+    from vitas.runs import stages  # what trains takes seconds to import: not before the recipe is known to be right
 
     stages.run(settings)
 
@@ -110,14 +112,14 @@ def _check(options: argparse.Namespace) -> None:
     if options.recipe is None:
         raise UserError("check: which recipe? vitas check RECIPE, or vitas check --schema")
     settings = recipe.load(options.recipe, options.overrides)
-    from vitas import check
+    from vitas.runs import check
 
     backend = check.backend(options.config_file, options.ranks, options.mixed_precision)
     _print(check.facts(settings, backend), options.json)
 
 
 def _describe(options: argparse.Namespace) -> None:
-    architecture = models.find(options.architecture)
+    architecture = registry.find(options.architecture)
     costs = cost.count(architecture, options.classes)
     facts = {"flops_paper": costs["flops"], "macs": costs["macs"], "params": costs["params"]}
     if options.json:
@@ -128,14 +130,14 @@ def _describe(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    architecture, state = upstream.convert(options.file, options.config)
+    architecture, state = release.convert(options.file, options.config)
     model = vit.from_state(architecture, state)
     try:
-        vit.save_model(Path(options.output), model)
+        saved.save_model(Path(options.output), model)
     except OSError as error:
         raise UserError(f"{options.output}: {error.strerror}") from None
     params = sum(value.numel() for value in state.values())
-    name = models.name_of(architecture) or "a network of its own"
+    name = registry.name_of(architecture) or "a network of its own"
     print(f"{options.output}: {name}, {params:,} parameters, {model.num_classes} classes")
 
 

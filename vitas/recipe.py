@@ -19,8 +19,8 @@ from pydantic import (
 )
 
 from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse
-from vitas.cost import Budget, calibrate_skip
-from vitas.space import SearchSpace
+from vitas.spaces.budget import Budget, calibrate_skip
+from vitas.spaces.space import SearchSpace
 
 Stage = Literal["supernet", "evolve", "retrain", "baseline", "evaluate"]
 Fraction = Annotated[float, Field(ge=0, le=1)]

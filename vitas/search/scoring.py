@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vitas.data import Cached
+from vitas.data.decoded import Cached
 
 
 @torch.inference_mode()

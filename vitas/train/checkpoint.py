@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vitas import state
 from vitas.config import RankError, one_line
 from vitas.files import sync, write_atomically
-from vitas.tracking import say
-from vitas.vit import save_weights
+from vitas.models.saved import save_weights
+from vitas.report.terminal import say
+from vitas.train import state
 
 MANIFEST, WEIGHTS, AVERAGE = "manifest.json", "weights.safetensors", "average.safetensors"
 MOMENTS = "moments.safetensors"
@@ -129,7 +129,7 @@ def weights(checkpoint: Path, *, average: bool = False) -> dict[str, Tensor]:
 
 
 def moments(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments in a checkpoint of any backend, see `vitas.state`; model and optimizer are still unprepared."""
+    """Adam's moments in a checkpoint of any backend, see `vitas.train.state`; both are still unprepared."""
     file = checkpoint / MOMENTS
     if file.is_file():
         return load_file(file)

@@ -1,60 +1,28 @@
-"""What the stages of a run share: the one Accelerator, the data, the run folder and who may write in it."""
+"""What the stages of a run share: the data, the run folder and who may write in it."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import DistributedType
+from accelerate import Accelerator
 from torch import nn
 
-from vitas import data
 from vitas.config import UserError
-from vitas.evaluate import correct
+from vitas.data import decoded, sources
 from vitas.files import write_atomically
+from vitas.models.supernet import Supernet
 from vitas.recipe import Recipe
-from vitas.supernet import Supernet
-from vitas.tracking import Tracker, say
-from vitas.trainer import StopRequest
-
-
-def make_accelerator(settings: Recipe) -> Accelerator:
-    """The one Accelerator of a run; the backend is the launcher's choice, the same code serves all."""
-    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
-        if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # the launcher's default: one thread, whatever the machine
-            allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            cores = allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(max(1, cores - settings.data.workers))
-    if not on_cpu:
-        torch.set_float32_matmul_precision("high")  # TF32; on CPUs it would mean bfloat16
-    handlers: list[Any] = []
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # The backend is named outright: DeepSpeed on CPU ranks finds no process group otherwise. The time is
-        # long because one rank may decode or count while the others wait.
-        handlers.append(InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=6)))
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
-    accelerator = Accelerator(
-        # Said outright for ranks that torchrun started: Accelerate would take each for a single process, and
-        # synchronise nothing. DeepSpeed on CPU ranks, though, refuses the word.
-        cpu=on_cpu and not deepspeed,
-        log_with="wandb" if settings.tracking.wandb != "never" else None,
-        kwargs_handlers=handlers,
-    )
-    if accelerator.mixed_precision == "fp16" and on_cpu and not deepspeed:
-        raise UserError("mixed_precision: fp16: expected a GPU, or DeepSpeed; on CPUs use bf16")
-    assert accelerator.num_processes == 1 or accelerator.distributed_type != DistributedType.NO
-    return accelerator
+from vitas.report.terminal import say
+from vitas.report.tracking import Tracker
+from vitas.search.scoring import correct
+from vitas.train.stop import StopRequest
 
 
 @dataclass(frozen=True)
@@ -65,8 +33,8 @@ class Run:
     accelerator: Accelerator
     tracker: Tracker
     stop: StopRequest
-    train: data.Split
-    test: data.Split
+    train: sources.Split
+    test: sources.Split
 
     @property
     def folder(self) -> Path:
@@ -97,15 +65,17 @@ class Run:
         self.accelerator.wait_for_everyone()
         return work(False)
 
-    def cached(self, split: data.Split, name: str, image_size: int) -> data.Cached:
+    def cached(self, split: sources.Split, name: str, image_size: int) -> decoded.Cached:
         """The images of a split at one size, decoded once for all ranks."""
         work = partial(
-            data.decoded, split, self.folder / "cache" / f"{name}_{image_size}", image_size, self.recipe.data
+            decoded.decoded, split, self.folder / "cache" / f"{name}_{image_size}", image_size, self.recipe.data
         )
         return self.main_first(lambda main: work(write=main))
 
-    def correct(self, model: nn.Module, images: data.Cached, batch_size: int, *, shared: bool = False) -> torch.Tensor:
-        """`vitas.evaluate.correct` on this rank's device: of all images, or of this rank's part of them."""
+    def correct(
+        self, model: nn.Module, images: decoded.Cached, batch_size: int, *, shared: bool = False
+    ) -> torch.Tensor:
+        """`vitas.search.scoring.correct` on this rank's device: of all images, or of this rank's part of them."""
         source, rank, world = self.recipe.data, self.accelerator.process_index, self.accelerator.num_processes
         part = {"rank": rank, "world": world} if shared else {}
         device = self.accelerator.device

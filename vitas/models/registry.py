@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vitas import upstream
-from vitas.config import UserError, did_you_mean, one_line
-from vitas.space import Architecture, Block
-from vitas.vit import VisionTransformer, from_state
+from vitas.config import UserError, did_you_mean
+from vitas.models import release
+from vitas.models.vit import VisionTransformer
+from vitas.spaces.architecture import Architecture, Block
 
 
 def _deit(embed_dim: int, heads: int) -> Architecture:
@@ -24,7 +23,7 @@ def _deit(embed_dim: int, heads: int) -> Architecture:
 
 
 ARCHITECTURES = {
-    **{name: published.architecture for name, published in upstream.PUBLISHED.items()},
+    **{name: published.architecture for name, published in release.PUBLISHED.items()},
     "deit_ti": _deit(192, 3),
     "deit_s": _deit(384, 6),
 }
@@ -62,34 +61,6 @@ def find(name_or_file: str) -> Architecture:
     return Architecture.from_yaml(path / "architecture.yaml" if path.is_dir() else path)
 
 
-def load_model(weights: Path | str, architecture: str | None = None) -> VisionTransformer:
-    """The model of an imported, extracted or retrained folder, or of any file of weights; in evaluation mode.
-
-    Args:
-        weights: A folder that holds `model.safetensors`, that file itself, or a `.pth.tar` of the original release.
-        architecture: Name or file of its architecture. Left out, it is the `architecture.yaml` beside
-            `model.safetensors`, and a `.pth.tar` is one of the published networks.
-
-    Raises:
-        UserError: A file is missing or damaged, or the weights are not those of the architecture.
-    """
-    weights = Path(weights)
-    weights = weights / "model.safetensors" if weights.is_dir() else weights
-    shape = None if architecture is None else find(architecture)
-    if weights.suffix != ".safetensors":
-        if shape is None:
-            return from_state(*upstream.convert(weights))
-        return from_state(shape, upstream.translate(upstream.read(weights), shape, source=weights))
-    if not weights.is_file():
-        raise UserError(f"{weights}: No such file or directory")
-    shape = shape or Architecture.from_yaml(weights.parent / "architecture.yaml")
-    try:
-        return from_state(shape, load_file(weights))
-    except Exception as error:  # safetensors and torch raise several kinds; to the user all mean the same
-        what = architecture or weights.parent / "architecture.yaml"
-        raise UserError(f"{weights}: does not hold the weights of {what}: {one_line(error)}") from None
-
-
 DECIDED = {
     *("num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values"),
     *("proj_drop_rate", "attn_drop_rate", "norm_layer", "act_layer", "mlp_layer", "attn_layer"),
@@ -113,7 +84,7 @@ default_cfgs = generate_default_cfgs(
             "paper_ids": "arXiv:2106.13700",
             "origin_url": "https://github.com/xiusu/ViTAS",
         }
-        for name in upstream.PUBLISHED
+        for name in release.PUBLISHED
     }
 )
 

@@ -16,10 +16,12 @@ from pymoo.problems.static import StaticProblem
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from vitas.config import UserError
-from vitas.cost import Budget, counts, reachable
 from vitas.recipe import Evolution
-from vitas.space import Architecture, SearchSpace
-from vitas.workers import Entry
+from vitas.search.journal import Entry
+from vitas.spaces.architecture import Architecture
+from vitas.spaces.budget import Budget
+from vitas.spaces.cost import counts, reachable
+from vitas.spaces.space import SearchSpace
 
 MAX_DRAWS = 2_000_000
 """Random architectures that are looked at, at most, for a first generation inside the budget."""

@@ -16,24 +16,32 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from vitas import cost, data, models, recipe, tracking
+from vitas import recipe
 from vitas.config import UserError
+from vitas.data import augment, batches, sources, stream
 from vitas.files import write_atomically
-from vitas.memory import explained
+from vitas.models import registry, saved, throughput
+from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe, Training
-from vitas.run import Run, make_accelerator
-from vitas.search import evolve
-from vitas.space import Architecture
-from vitas.tracking import Tracker, say
-from vitas.trainer import StopRequest, Trainer
-from vitas.vit import VisionTransformer
+from vitas.report import tracking
+from vitas.report.tables import table
+from vitas.report.terminal import say
+from vitas.report.tracking import Tracker
+from vitas.runs.accelerator import make_accelerator
+from vitas.runs.evolve import evolve
+from vitas.runs.run import Run
+from vitas.spaces import cost
+from vitas.spaces.architecture import Architecture
+from vitas.train.memory import explained
+from vitas.train.stop import StopRequest
+from vitas.train.trainer import Trainer
 
 
 def run(settings: Recipe) -> None:
     """Does the stages of a recipe, from wherever an earlier run of it stopped."""
     accelerator = make_accelerator(settings)
     with accelerator.main_process_first():
-        train, test = data.open_splits(settings.data, train=settings.stages != ["evaluate"])
+        train, test = sources.open_splits(settings.data, train=settings.stages != ["evaluate"])
     if accelerator.is_main_process:
         write_atomically(settings.folder / "recipe.yaml", recipe.dump(settings))
         device = f"{accelerator.num_processes} x {accelerator.device.type}"
@@ -91,10 +99,10 @@ def evaluate(run: Run) -> None:
     settings, accelerator = run.recipe.evaluate, run.accelerator
     if settings.weights is not None:
         chosen = settings.architecture or Path(settings.weights).name
-        loaders = {chosen: partial(models.load_model, settings.weights, settings.architecture)}
+        loaders = {chosen: partial(saved.load_model, settings.weights, settings.architecture)}
     else:
         names = {"retrain": "found", "baseline": "uniform ViT"}
-        loaders = {name: partial(models.load_model, run.folder / stage) for stage, name in names.items()
+        loaders = {name: partial(saved.load_model, run.folder / stage) for stage, name in names.items()
                    if (run.folder / stage / "model.safetensors").is_file()}  # fmt: skip
     if not loaders:
         raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain, or evaluate.weights")
@@ -114,7 +122,7 @@ def evaluate(run: Run) -> None:
         rows[name] = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}
         rows[name] |= cost.count(model.architecture, run.num_classes)
         if accelerator.is_main_process:  # alone: ranks of one machine would slow each other down
-            rows[name][tracking.THROUGHPUT] = cost.measure_throughput(
+            rows[name][tracking.THROUGHPUT] = throughput.measure_throughput(
                 model, model.architecture.image_size, batch_size=settings.throughput_batch, device=accelerator.device
             )
         accelerator.wait_for_everyone()
@@ -126,19 +134,10 @@ def evaluate(run: Run) -> None:
         say(table(rows, int(total)))
 
 
-def table(rows: dict[str, dict[str, float]], images: int) -> str:
-    """The final figures as text."""
-    lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}{'MACs':>16}{'params':>13}{'images/s':>10}"]
-    for name, row in rows.items():
-        lines.append(f"{name:<12}{row[tracking.TOP1]:>9.2f}{row[tracking.TOP5]:>9.2f}{row['macs']:>16,}"
-                     f"{row['params']:>13,}{row[tracking.THROUGHPUT]:>10.0f}")  # fmt: skip
-    return "\n".join([*lines, f"on {images} test images"])
-
-
 def _architecture(run: Run) -> Architecture:
     name = run.recipe.retrain.architecture
     if name != "best":
-        return models.find(name)
+        return registry.find(name)
     file = run.folder / "evolution" / "best.yaml"
     if not file.is_file():
         raise UserError(
@@ -162,12 +161,12 @@ def _train_one(run: Run, architecture: Architecture, folder: Path, *, init: str)
     _train(run, model, settings, folder, run.train, architecture.image_size, inputs=lambda step: ())
 
 
-def _train(run: Run, model: nn.Module, settings: Training, folder: Path, images: data.Split, image_size: int, *,
+def _train(run: Run, model: nn.Module, settings: Training, folder: Path, images: sources.Split, image_size: int, *,
            inputs: Callable[[int], tuple[Any, ...]]) -> None:  # fmt: skip
     source, seed = run.recipe.data, run.recipe.seed
-    transform = data.train_transform(image_size, settings.augment, source)
+    transform = augment.train_transform(image_size, settings.augment, source)
     count = run.main_first(
-        lambda _: data.count_images(images, source.examples, run.folder / "cache" / f"{folder.name}_images")
+        lambda _: stream.count_images(images, source.examples, run.folder / "cache" / f"{folder.name}_images")
     )
     Trainer(
         accelerator=run.accelerator,
@@ -176,7 +175,7 @@ def _train(run: Run, model: nn.Module, settings: Training, folder: Path, images:
         stage=folder.name,
         folder=folder,
         images=count,
-        batches=lambda plan: data.loader(
+        batches=lambda plan: batches.loader(
             images,
             transform,
             plan,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from timm.layers import DropPath, Mlp
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from vitas import space
-from vitas.files import write_atomically
-from vitas.space import Architecture
+from vitas.spaces import architecture
+from vitas.spaces.architecture import Architecture
 
 BLOCK_EPS, FINAL_EPS = 1e-6, 1e-5
 """Epsilon of the layer norms in blocks, and of the last one: those of the original release."""
@@ -38,7 +35,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block, named as timm names its parts."""
 
-    def __init__(self, embed_dim: int, block: space.Block, drop_path: float = 0.0) -> None:
+    def __init__(self, embed_dim: int, block: architecture.Block, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=BLOCK_EPS)
         self.attn = Attention(embed_dim, block.heads, block.qkv_dim)
@@ -122,18 +119,3 @@ def from_state(architecture: Architecture, state: dict[str, Tensor]) -> VisionTr
         model = VisionTransformer(architecture, 0 if head is None else len(head), weight_init="skip")
     model.load_state_dict(state, assign=True)
     return model.eval()
-
-
-def save_weights(file: Path, state: dict[str, Tensor]) -> None:
-    """Writes a `.safetensors` file in float32, whole or not at all.
-
-    DeepSpeed trains with weights in half precision; those who read the file expect float32.
-    """
-    write_atomically(file, save({name: value.detach().float().cpu().contiguous() for name, value in state.items()}))
-
-
-def save_model(folder: Path, model: VisionTransformer) -> None:
-    """Writes `architecture.yaml` and `model.safetensors`, which `vitas.load_model` reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "architecture.yaml").write_text(model.architecture.to_yaml())
-    save_weights(folder / "model.safetensors", model.state_dict())

@@ -13,17 +13,22 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 
-from vitas import cost, data, evolution, tracking
 from vitas.config import UserError
+from vitas.data import decoded
 from vitas.files import write_atomically
-from vitas.memory import explained
-from vitas.run import Run
-from vitas.space import Architecture
-from vitas.supernet import Supernet
-from vitas.tracking import progress
-from vitas.trainer import EXIT_STOPPED
-from vitas.vit import VisionTransformer
-from vitas.workers import Entry, Journal, Workers
+from vitas.models import throughput
+from vitas.models.supernet import Supernet
+from vitas.models.vit import VisionTransformer
+from vitas.report import tracking
+from vitas.report.terminal import progress
+from vitas.runs.run import Run
+from vitas.search import evolution
+from vitas.search.journal import Entry, Journal
+from vitas.search.workers import Workers
+from vitas.spaces import cost
+from vitas.spaces.architecture import Architecture
+from vitas.train.memory import explained
+from vitas.train.stop import EXIT_STOPPED
 
 
 def evolve(run: Run) -> None:
@@ -117,7 +122,7 @@ def _confirmed(run: Run, net: Supernet, entries: list[Entry]) -> list[Entry]:
 
 
 def _throughput(run: Run, model: VisionTransformer) -> float:
-    return cost.measure_throughput(
+    return throughput.measure_throughput(
         model,
         model.architecture.image_size,
         batch_size=run.recipe.budget.throughput_batch,
@@ -125,7 +130,7 @@ def _throughput(run: Run, model: VisionTransformer) -> float:
     )
 
 
-def _score(run: Run, net: Supernet, images: data.Cached, architecture: Architecture) -> dict[str, Any]:
+def _score(run: Run, net: Supernet, images: decoded.Cached, architecture: Architecture) -> dict[str, Any]:
     """Top-1 in percent, the mean over the supernet's sides, and the costs of one candidate."""
     began, budget = time.perf_counter(), run.recipe.budget
     entry: dict[str, Any] = cost.count(architecture, run.num_classes)

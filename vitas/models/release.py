@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vitas.config import UserError, one_line, parse, read_yaml
-from vitas.space import Architecture, Block, SearchSpace
-from vitas.vit import VisionTransformer
+from vitas.models.vit import VisionTransformer
+from vitas.spaces.architecture import Architecture, Block
+from vitas.spaces.space import SearchSpace
 
 IMAGE_SIZE = 224
 
@@ -162,7 +163,7 @@ def convert(file: Path | str, config: Path | str | None = None) -> tuple[Archite
             Left out, `file` must hold one of the `PUBLISHED` networks; it is recognised by its blocks and widths.
 
     Returns:
-        The architecture, and the state dict of its `vitas.vit.VisionTransformer`.
+        The architecture, and the state dict of its `vitas.models.vit.VisionTransformer`.
 
     Raises:
         UserError: A file is missing, is no checkpoint of the release, or does not fit the config; names the keys.

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
-from vitas.elastic import Channels, ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, sides, take
-from vitas.space import Architecture, SearchSpace
-from vitas.vit import BLOCK_EPS, FINAL_EPS, VisionTransformer, attend, from_state
+from vitas.models.elastic import Channels, ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, sides, take
+from vitas.models.vit import BLOCK_EPS, FINAL_EPS, VisionTransformer, attend, from_state
+from vitas.spaces.architecture import Architecture
+from vitas.spaces.space import SearchSpace
 
 AttentionSharing = Literal["private_qk", "shared", "private_v"]
 
@@ -33,7 +34,7 @@ class ElasticAttention(nn.Module):
             copies = len(heads) if name in self.private else 1
             self.add_module(name, nn.ModuleList(ElasticLinear(embed_dim, inner_dim) for _ in range(copies)))
         for layer in self.get_submodule("k").children():
-            # Softmax ignores it: its gradient is rounding noise, which Adam would blow up (see vitas.vit).
+            # Softmax ignores it: its gradient is rounding noise, which Adam would blow up (see vitas.models.vit).
             layer.get_parameter("bias").register_hook(torch.zeros_like)
         self.proj = ElasticLinear(inner_dim, embed_dim)
 
@@ -73,7 +74,7 @@ class Supernet(nn.Module):
     Args:
         space: The search space.
         num_classes: Outputs of the classifier.
-        sharing: Which channels a width takes; see `vitas.elastic.take`.
+        sharing: Which channels a width takes; see `vitas.models.elastic.take`.
         attention: `private_qk`: each head choice has its own q and k, and all share v (the paper's);
             `shared`: all share q, k and v; `private_v`: each has its own v, and all share q and k.
     """
@@ -118,7 +119,7 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, architecture: Architecture) -> Tensor:
         """Logits (B, classes) of one subnet, summed over its sides, for images (B, 3, H, W).
 
-        Every parameter takes part in the graph, whatever the architecture: see `vitas.elastic.idle`.
+        Every parameter takes part in the graph, whatever the architecture: see `vitas.models.elastic.idle`.
         """
         logits = torch.stack([self._forward_side(images, architecture, side) for side in self.sides]).sum(0)
         return logits + sum(layer(None) for layer in self._idle_layers(architecture))

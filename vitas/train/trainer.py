@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,49 +25,25 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitas import checkpoint, state, tracking
 from vitas.config import RankError, UserError
-from vitas.data import Batch, Plan, Unreadable
-from vitas.memory import explained
+from vitas.data.batches import Batch
+from vitas.data.plan import Plan, make_plan
+from vitas.data.sources import Unreadable
+from vitas.models.saved import save_weights
 from vitas.recipe import Training
-from vitas.tracking import Tracker, progress, say
-from vitas.vit import save_weights
+from vitas.report import tracking
+from vitas.report.terminal import progress, say
+from vitas.report.tracking import Tracker
+from vitas.train import checkpoint, state
+from vitas.train.memory import explained
+from vitas.train.stop import EXIT_STOPPED, StopRequest
 
-EXIT_STOPPED = 75
-"""Exit code of a run that was told to stop, has saved, and wants to be started again (EX_TEMPFAIL)."""
-STOP_FILE = "VITAS_STOP_FILE"
-"""Environment variable that names a file whose appearance asks for a stop (see launch/slurm)."""
 LOG_EVERY = 10
+
 MOST_SKIPPED = 10
 """Steps left out in a row, after which the weights themselves are taken for spoiled."""
+
 DEEPSPEED = DistributedType.DEEPSPEED
-
-
-class StopRequest:
-    """Whether somebody asked this process to stop: by SIGTERM, SIGUSR1, or the file that `VITAS_STOP_FILE` names.
-
-    Inside `with stop:` it is only noted, for work that must save first; else a signal ends the process.
-    """
-
-    def __init__(self) -> None:
-        self.asked = self.noted = False
-        self.file = os.environ.get(STOP_FILE)
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-        if not self.noted:
-            sys.exit(EXIT_STOPPED)
-
-    def __enter__(self) -> None:
-        self.noted = True
-
-    def __exit__(self, *_: object) -> None:
-        self.noted = False
-
-    def __bool__(self) -> bool:
-        return self.asked or bool(self.file and os.path.exists(self.file))
 
 
 class Trainer:
@@ -328,34 +302,6 @@ class Trainer:
         ways = f"lower {stage}.micro_batch_size from {plan.micro_batch} (the batch stays {plan.batch_size})"
         ways += "" if self.settings.grad_checkpointing else f", or set {stage}.grad_checkpointing=true"
         return f"{stage}: out of memory at step {step}{self._what(step)}; {ways}"
-
-
-def make_plan(settings: Training, images: int, stage: str, ranks: int) -> tuple[Plan, int]:
-    """The plan of rank 0, with micro-batch and accumulation from the global batch; also the steps of an epoch.
-
-    Raises:
-        UserError: The batch does not divide over the ranks, or is larger than the data.
-    """
-    batch = settings.batch_size
-    if batch > images:
-        raise UserError(f"{stage}.batch_size: expected at most {images}, the number of training images, got {batch}")
-    if batch % ranks:
-        raise UserError(f"{stage}.batch_size: expected a multiple of the {ranks} ranks, got {batch}")
-    local = batch // ranks
-    even = 2 if settings.augment.mixup or settings.augment.cutmix else 1
-    fitting = [size for size in range(1, local + 1)
-               if local % size == 0 and size % even == 0 and size <= settings.micro_batch_size]  # fmt: skip
-    if not fitting:
-        raise UserError(f"{stage}.batch_size: expected an even number of images on each of {ranks} ranks, got {batch}")
-    steps_per_epoch = images // batch
-    plan = Plan(
-        batch_size=batch,
-        accumulation=local // fitting[-1],
-        start=0,
-        stop=max(1, round(settings.epochs * steps_per_epoch)),
-        world=ranks,
-    )
-    return plan, steps_per_epoch
 
 
 def _draw(*key: int) -> int:

@@ -11,14 +11,18 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
-from vitas import cost, data, evolution, memory, models
 from vitas.config import UserError, one_line
-from vitas.memory import PRECISIONS, Backend
+from vitas.data import sources
+from vitas.data.plan import make_plan
+from vitas.models import registry
+from vitas.models.supernet import Supernet
+from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe, Training
-from vitas.space import Architecture
-from vitas.supernet import Supernet
-from vitas.trainer import make_plan
-from vitas.vit import VisionTransformer
+from vitas.search import evolution
+from vitas.spaces import cost
+from vitas.spaces.architecture import Architecture
+from vitas.train import memory
+from vitas.train.memory import PRECISIONS, Backend
 
 
 def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def _model(settings: Recipe, stage: str, classes: int) -> tuple[Callable[[], nn.
         largest = space.corner(-1, min(space.patch_size))
         return partial(Supernet, space, classes, **how), (largest,), space.image_size
     name = settings.retrain.architecture
-    architecture = max(_in_budget(settings, classes, 200), key=_activations) if name == "best" else models.find(name)
+    architecture = max(_in_budget(settings, classes, 200), key=_activations) if name == "best" else registry.find(name)
     return partial(VisionTransformer, architecture, classes), (), architecture.image_size
 
 
@@ -94,7 +98,7 @@ def _images(settings: Recipe) -> dict[str, Any]:
     """Counts of images and classes, from the data; where it is not at hand, from what the recipe says of it."""
     source = settings.data
     try:
-        train, test = data.open_splits(source, train=settings.stages != ["evaluate"])
+        train, test = sources.open_splits(source, train=settings.stages != ["evaluate"])
     except UserError as error:
         if source.classes is None or source.examples is None:
             raise

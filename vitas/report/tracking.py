@@ -5,31 +5,22 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from vitas.files import read_lines, write_atomically
 from vitas.recipe import Recipe
+from vitas.report.terminal import say
 
 STAGE, STEP, EPOCH = "stage", "step", "epoch"
+
 LOSS, LR, IMAGES_PER_SECOND, SKIPPED = "loss", "lr", "images_per_second", "skipped"
+
 TOP1, TOP5, THROUGHPUT = "top1", "top5", "throughput"
+
 BEST, SCORED = "best_top1", "scored"
-
-
-def say(text: str) -> None:
-    """Prints a line above the progress bars."""
-    tqdm.write(text)
-
-
-def progress(stage: str, total: int, unit: str, *, show: bool, initial: int = 0) -> Any:
-    """A progress bar with the time left; in a log file a line now and then."""
-    seconds = 0.2 if sys.stderr.isatty() else 15
-    return tqdm(desc=stage, total=total, initial=initial, unit=unit, disable=not show, mininterval=seconds)
 
 
 class Tracker:

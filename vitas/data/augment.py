@@ -1,0 +1,31 @@
+"""Images to tensors: the transforms of training and of test, by timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+
+from vitas.recipe import Augment, Data
+
+
+def train_transform(image_size: int, augment: Augment, data: Data) -> Callable[[Image.Image], torch.Tensor]:
+    """Timm's training transform: a random crop, flip, jitter or policy, normalised, erased; (3, H, W) float."""
+    transform: Any = create_transform(
+        (3, image_size, image_size),
+        is_training=True,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        hflip=augment.hflip,
+        color_jitter=augment.color_jitter or None,  # pyright: ignore[reportArgumentType]
+        auto_augment=augment.auto_augment,
+        interpolation="bicubic",
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        re_prob=augment.erasing,
+        re_mode="pixel",
+    )
+    return transform

@@ -1,0 +1,1 @@
+"""What runs: the supernet, single networks, their names and their files."""

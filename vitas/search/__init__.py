@@ -1,0 +1,1 @@
+"""The search, its journal and its scoring."""

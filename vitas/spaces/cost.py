@@ -1,0 +1,83 @@
+"""What an architecture costs, counted without a model.
+
+N architectures, D blocks; one token a patch, and one class token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitas.spaces.architecture import Architecture, Block, Population
+from vitas.spaces.space import SearchSpace
+
+COUNTED = ("flops", "macs", "params")
+"""The costs that are counted from an architecture alone; throughput is measured."""
+
+
+def counts(population: Population, num_classes: int) -> dict[str, np.ndarray]:
+    """Costs (N,) of each architecture for one RGB image, as integers.
+
+    `flops` is the count of the paper's tables: multiply-adds on patch tokens only, the class token left out,
+    the classifier counted once a patch. `macs` is exact: what `torch.utils.flop_counter` counts, halved.
+    `params` is what the extracted model holds.
+    """
+    embed, patch_pixels = population.embed_dim, 3 * population.patch_size**2
+    patches = (population.image_size // population.patch_size) ** 2
+    head = embed * num_classes
+
+    def body(tokens: np.ndarray) -> np.ndarray:
+        tokens, width = tokens[:, None], embed[:, None]
+        inner = population.qkv_dim // 3
+        linear = width * (population.qkv_dim + inner + 2 * population.mlp_dim)
+        return (tokens * linear + 2 * tokens**2 * inner).sum(axis=1)
+
+    stem = patches * patch_pixels * embed
+    kept = (population.heads > 0).sum(axis=1)
+    weights = embed[:, None] * (population.qkv_dim * 4 // 3 + 2 * population.mlp_dim)
+    biases = population.qkv_dim + population.mlp_dim
+    block_params = (weights + biases).sum(axis=1) + kept * 6 * embed  # two norms, two output biases
+    tokens_params = (patches + 2) * embed  # positions of patches and class token; the class token
+    return {
+        "flops": stem + body(patches) + patches * head,
+        "macs": stem + body(patches + 1) + head,
+        "params": (patch_pixels + 1) * embed + tokens_params + block_params + 2 * embed + head + num_classes,
+    }
+
+
+def count(architecture: Architecture, num_classes: int) -> dict[str, int]:
+    """`counts` of a single architecture, as plain integers."""
+    return {name: int(values[0]) for name, values in counts(Population.of([architecture]), num_classes).items()}
+
+
+def reachable(space: SearchSpace, num_classes: int) -> dict[str, tuple[int, int]]:
+    """The smallest and largest counted costs of the whole space: `{"macs": (low, high), ...}`.
+
+    Costs rise with every width and fall with every skipped block; only the patch size is not monotone.
+    """
+    corners = [space.corner(end, patch) for patch in space.patch_size for end in (0, -1)]
+    costs = counts(Population.of(corners), num_classes)
+    return {name: (int(values.min()), int(values.max())) for name, values in costs.items()}
+
+
+def uniform_vit(like: Architecture, num_classes: int, *, head_dim: int = 64) -> Architecture:
+    """The smallest plain ViT (DeiT's proportions) that costs no fewer exact MACs than `like`.
+
+    Same image, patch and number of blocks; every block has qkv 3 x and MLP 4 x the embedding, and heads of
+    `head_dim` channels, or one head below that width.
+    """
+    target = count(like, num_classes)["macs"]
+    heads = width = 0
+    while True:
+        width += 1
+        heads = max(1, width // head_dim)
+        if width % heads:
+            continue
+        block = Block(heads=heads, qkv_dim=3 * width, mlp_dim=4 * width)
+        vit = Architecture(
+            image_size=like.image_size,
+            patch_size=like.patch_size,
+            embed_dim=width,
+            blocks=(block,) * len(like.kept),
+        )
+        if count(vit, num_classes)["macs"] >= target:
+            return vit
