@@ -104,8 +104,6 @@ def test_a_stopped_training_goes_on_under_another_backend(one_process, tmp_path,
     assert set(stopped.codes) == {75}, stopped.text()
     told = train(tmp_path, options(*then), stages).text()
     assert f"{stage}: goes on from step 11 of 20" in told
-    zero = f"ZeRO-{first[0][-1]}, {first[1]} ranks, no" if first[0].startswith("zero") else "one process or DDP"
-    assert (f"saved by {zero}: with its weights and its optimizer's state" in told) == (first != then)
     assert_same_weights(tmp_path, one_process, stage)
 
 
@@ -138,11 +136,14 @@ def engine_takes_over_exactly(folder: str) -> int:
         "train_micro_batch_size_per_gpu": 1,
     }
     engine, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups))
-    assert not state.gather_moments(engine)
-    state.restore(accelerator, engine, optimizer, weights, moments)
-    for given, kept in ((weights, state.weights(accelerator, engine)), (moments, state.gather_moments(engine))):
+    before = state.capture(accelerator, engine, optimizer)
+    assert before is None or not before.moments
+    state.restore(accelerator, engine, optimizer, state.TrainingState(weights, moments))
+    taken = state.capture(accelerator, engine, optimizer)
+    for given, kept in ((weights, taken.weights), (moments, taken.moments)) if taken else ():
         assert given.keys() == kept.keys()
         assert all(torch.equal(value, kept[name]) for name, value in given.items())
+    assert (taken is not None) == accelerator.is_main_process
     torch.distributed.destroy_process_group()
     return 0
 
@@ -156,6 +157,9 @@ def test_half_precision_engines_take_over_float32_weights_exactly(tmp_path, name
     assert work.wait(100) == [0, 0], work.text()
 
 
+REFUSED = "mixed_precision: fp16: expected a GPU, or DeepSpeed on a CPU that knows it; on CPUs use bf16"
+
+
 def options(name: str, count: int) -> list[str]:
     return [] if name == "one" else config(name, count)
 
@@ -165,7 +169,13 @@ def options(name: str, count: int) -> list[str]:
 )
 def test_half_precision_learns_as_float32_does(one_process, tmp_path, name, precision):
     count = 1 if name == "one" else 2
-    train(tmp_path, [*config("cpu" if name == "one" else name, count), "--mixed_precision", precision])
+    done = train(
+        tmp_path, [*config("cpu" if name == "one" else name, count), "--mixed_precision", precision], check=False
+    )
+    if precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        assert REFUSED in done.text()  # this CPU does not have it
+        return
+    assert not any(done.codes), done.text()
     for stage in ("supernet", "retrain"):
         exact = losses(one_process, stage)
         for step, loss in losses(tmp_path, stage).items():
@@ -175,7 +185,7 @@ def test_half_precision_learns_as_float32_does(one_process, tmp_path, name, prec
 def test_half_precision_that_the_device_does_not_have_is_refused(tmp_path):
     told = train(tmp_path, [*config("ddp"), "--mixed_precision", "fp16"], check=False)
     assert set(told.codes) == {2}
-    assert "mixed_precision: fp16: expected a GPU, or DeepSpeed; on CPUs use bf16" in told.text()
+    assert REFUSED in told.text()
 
 
 def test_one_chain_over_three_backends(tmp_path):

@@ -174,7 +174,7 @@ def test_such_steps_are_left_out_and_counted_the_same_on_all_ranks(tmp_path, bac
             for step, count in ((5, 1), (8, 2))
         ]
         told = read_lines(folder / "quickstart" / "metrics.jsonl")
-        assert [line["skipped"] for line in told] == [2, 2]
+        assert [line["left_out"] for line in told] == [2, 2]
         assert all(math.isfinite(line["loss"]) for line in told)
     weights = {name: load_file(folder / "retrain" / "model.safetensors") for name, folder in folders.items()}
     for name, weight in weights["one"].items():

@@ -1,8 +1,10 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from ranks import Ranks
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -11,7 +13,7 @@ from toy import toy_training
 from vitas.config import RankError, UserError
 from vitas.data.plan import make_plan
 from vitas.recipe import Augment, Training
-from vitas.train.trainer import Trainer
+from vitas.train.feed import Feed
 
 SETTINGS = Training(epochs=4, warmup_epochs=1, batch_size=96, micro_batch_size=16)
 
@@ -68,9 +70,9 @@ class Unknown:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_in_the_images_of_one_rank_is_one_line_of_that_rank(workers):
-    trainer = Trainer.__new__(Trainer)
+    feed = Feed(Accelerator(), SimpleNamespace(), SETTINGS)
     with pytest.raises(RankError, match=r"^data\.train: label 7 is none of the classes$"):
-        trainer._next(0, iter(DataLoader(Unknown(), num_workers=workers)))
+        feed.take(iter(DataLoader(Unknown(), num_workers=workers)), 0)
 
 
 def test_a_signal_is_noted_where_work_must_be_saved_and_ends_all_else():

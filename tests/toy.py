@@ -1,6 +1,7 @@
 """A training so small that its every step can be looked at."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from conftest import QUICKSTART
@@ -36,35 +37,39 @@ ARCHITECTURE = Architecture(
 )
 
 
+def toy_images(step: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images and labels of a step."""
+    images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+    return images, toy_labels(images)
+
+
+def toy_labels(images: torch.Tensor) -> torch.Tensor:
+    return (images.mean((1, 2, 3)) > 0).long()
+
+
 def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) -> int:
     """The work of a rank: trains a toy for 12 steps. The last rank sees images that are not a number at steps `bad`."""
     quickstart = recipe.load(QUICKSTART, [f"output={folder}"])
-    settings = Retraining(epochs=12, warmup_epochs=1, batch_size=8, **({"checkpoint_every": 2} | changes))
+    settings = Retraining(**({"epochs": 12, "warmup_epochs": 1, "batch_size": 8, "checkpoint_every": 2} | changes))
 
     def work() -> None:
         accelerator = make_accelerator(quickstart)
 
         def batches(plan):
             for step in range(plan.start, plan.stop):
-                generator = torch.Generator().manual_seed(step)
-                whole = torch.randn(plan.batch_size, 3, 8, 8, generator=generator)
+                whole, _ = toy_images(step, plan.batch_size)
                 for turn in range(plan.accumulation):
                     images = whole.view(plan.world, plan.accumulation, plan.micro_batch, 3, 8, 8)[plan.rank, turn]
                     spoil = step in bad and plan.rank == plan.world - 1 and turn == 0
-                    yield Batch(images * float("nan") if spoil else images, (images.mean((1, 2, 3)) > 0).long(), {})
+                    yield Batch(images * float("nan") if spoil else images, toy_labels(images), {})
 
         trainer.Trainer(
             accelerator=accelerator,
             model=Toy(forget),
             settings=settings,
-            stage="retrain",
             folder=Path(folder) / "retrain",
-            images=8,
-            batches=batches,
-            unreadable=Unreadable("toy"),
+            data=SimpleNamespace(size=8, batches=batches, unreadable=Unreadable("toy"), num_classes=2, seed=0),
             inputs=lambda step: (ARCHITECTURE,),
-            num_classes=2,
-            seed=0,
             tracker=tracking.Tracker(quickstart, accelerator),
             stop=stop.StopRequest(),
         ).run()

@@ -82,7 +82,7 @@ def _guarded(work: Callable[[], None]) -> int:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or isinstance(error, RankError):
             _complain(f"vitas{'' if rank == '0' else f', rank {rank}'}: {error}")
-        return USER_ERROR
+        return error.exit_code
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

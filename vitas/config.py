@@ -12,11 +12,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 
 class UserError(ValueError):
-    """A mistake in the user's input. The message is one line; the command ends with exit code 2."""
+    """A mistake in the user's input. The message is one line."""
+
+    exit_code = 2
 
 
 class RankError(UserError):
     """What one rank alone ran into, such as a full disk: that rank prints it, for the others do not know."""
+
+
+class RankLost(RankError):
+    """Another rank has ended, or does not answer: no mistake of the user."""
+
+    exit_code = 1
 
 
 class Section(BaseModel):

@@ -26,6 +26,9 @@ Stage = Literal["supernet", "evolve", "retrain", "baseline", "evaluate"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Channel = Annotated[list[float], Field(min_length=3, max_length=3)]
 
+MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
+"""Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
+
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -122,8 +125,12 @@ class Training(Section):
     """Keep no activations inside blocks, but compute them again in the backward pass: less memory, more time."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do at a step whose loss is not finite: stop all ranks, or leave the step out and count it."""
-    checkpoint_every: PositiveInt = 500
-    """Optimizer steps between two checkpoints."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the weights, kept in float32; it is the model then. 0 for none."""
+    checkpoint_every: PositiveInt | None = 500
+    """Optimizer steps between two checkpoints; null for none by steps."""
+    checkpoint_minutes: PositiveFloat | None = None
+    """Minutes between two checkpoints, besides those by steps."""
     keep_checkpoints: PositiveInt = 2
     """Checkpoints that are kept."""
 
@@ -156,8 +163,6 @@ class Retraining(Training):
     """Start from new weights, or from the supernet's."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth of the last block, rising linearly from 0."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of an exponential moving average of the weights, kept in float32; it is the model then. 0 for none."""
     compile: bool = False
     """Compile the model with torch.compile."""
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vitas.data.images import first_readable
 from vitas.data.plan import Plan
-from vitas.data.sources import Split
+from vitas.data.sources import Split, Unreadable
 from vitas.data.stream import Stream
 
 
@@ -27,6 +29,43 @@ class Batch(NamedTuple):
     images: torch.Tensor
     labels: torch.Tensor
     unreadable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images that one training sees."""
+
+    split: Split
+    size: int
+    """Number of images, unreadable ones included."""
+    transform: Callable[[Image.Image], torch.Tensor]
+    seed: int
+    """Seed of order and augmentation."""
+    workers: int
+    shuffle_buffer: int
+    pin_memory: bool
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the labels."""
+        return len(self.split.classes)
+
+    @property
+    def unreadable(self) -> Unreadable:
+        """The account of images that could not be read."""
+        return self.split.unreadable
+
+    def batches(self, plan: Plan) -> DataLoader[Batch]:
+        """The micro-batches of a rank."""
+        return loader(
+            self.split,
+            self.transform,
+            plan,
+            seed=self.seed,
+            workers=self.workers,
+            shuffle_buffer=self.shuffle_buffer,
+            pin_memory=self.pin_memory,
+        )
 
 
 def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int, workers: int, shuffle_buffer: int,
@@ -47,6 +86,7 @@ def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int
 def _outlive_a_stop(_: int) -> None:
     """A worker that is told to end, with its rank, gives it a minute to take its last step and save."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal
 
 
 def _micro_batches(size: int, plan: Plan, seed: int) -> Iterator[list[tuple[int, int]]]:

@@ -16,7 +16,7 @@ from vitas.report.terminal import say
 
 STAGE, STEP, EPOCH = "stage", "step", "epoch"
 
-LOSS, LR, IMAGES_PER_SECOND, SKIPPED = "loss", "lr", "images_per_second", "skipped"
+LOSS, LR, IMAGES_PER_SECOND, LEFT_OUT = "loss", "lr", "images_per_second", "left_out"
 
 TOP1, TOP5, THROUGHPUT = "top1", "top5", "throughput"
 

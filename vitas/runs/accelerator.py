@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from accelerate.utils import DistributedType
 
 from vitas.config import UserError
 from vitas.recipe import Recipe
+from vitas.train.failures import LONG_WAIT
 
 
 def make_accelerator(settings: Recipe) -> Accelerator:
@@ -29,7 +29,7 @@ def make_accelerator(settings: Recipe) -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # The backend is named outright: DeepSpeed on CPU ranks finds no process group otherwise. The time is
         # long because one rank may decode or count while the others wait.
-        handlers.append(InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=6)))
+        handlers.append(InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=LONG_WAIT))
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
     accelerator = Accelerator(
         # Said outright for ranks that torchrun started: Accelerate would take each for a single process, and
@@ -38,7 +38,13 @@ def make_accelerator(settings: Recipe) -> Accelerator:
         log_with="wandb" if settings.tracking.wandb != "never" else None,
         kwargs_handlers=handlers,
     )
-    if accelerator.mixed_precision == "fp16" and on_cpu and not deepspeed:
-        raise UserError("mixed_precision: fp16: expected a GPU, or DeepSpeed; on CPUs use bf16")
+    if accelerator.mixed_precision == "fp16" and on_cpu and not (deepspeed and _deepspeed_knows_fp16()):
+        raise UserError("mixed_precision: fp16: expected a GPU, or DeepSpeed on a CPU that knows it; on CPUs use bf16")
     assert accelerator.num_processes == 1 or accelerator.distributed_type != DistributedType.NO
     return accelerator
+
+
+def _deepspeed_knows_fp16() -> bool:
+    from deepspeed.accelerator import get_accelerator
+
+    return bool(get_accelerator().is_fp16_supported())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -28,15 +27,12 @@ from vitas.search.workers import Workers
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.train.memory import explained
-from vitas.train.stop import EXIT_STOPPED
 
 
 def evolve(run: Run) -> None:
     """Searches the supernet; leaves `front.json` and `best.yaml`."""
     settings, accelerator = run.recipe, run.accelerator
-    weights = run.folder / "supernet" / "model.safetensors"
-    if not weights.is_file():
-        raise UserError(f"{weights}: No such file or directory: stage evolve needs a supernet; add stage supernet")
+    weights = run.supernet_weights("stage evolve")
     parts = {"budget": settings.budget.model_dump(), "evolve": settings.evolve.model_dump(exclude={"batch_size"})}
     # Scores belong to one set of weights: after another training of the supernet they would be stale.
     parts |= {"supernet": run.main_first(lambda _: hashlib.sha256(weights.read_bytes()).hexdigest())}
@@ -64,7 +60,7 @@ def evolve(run: Run) -> None:
 
         def show(done: int) -> None:
             if run.stop:
-                sys.exit(EXIT_STOPPED)  # every score so far is in the journal
+                run.stop.leave()  # every score so far is in the journal
             bar.update(before + done - bar.n)
 
         return workers.score_all(candidates, show)

@@ -14,15 +14,26 @@ import yaml
 from accelerate import Accelerator
 from torch import nn
 
-from vitas.config import UserError
+from vitas.config import UserError, read_yaml
 from vitas.data import decoded, sources
 from vitas.files import write_atomically
 from vitas.models.supernet import Supernet
-from vitas.recipe import Recipe
+from vitas.recipe import MAY_CHANGE, Recipe
 from vitas.report.terminal import say
 from vitas.report.tracking import Tracker
 from vitas.search.scoring import correct
 from vitas.train.stop import StopRequest
+
+HOW = {
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "micro_batch_size",
+    "grad_checkpointing",
+    "compile",
+    "on_nonfinite",
+}
+"""Settings of a training that do not decide its outcome."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +100,14 @@ class Run:
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """What decides the outcome of a stage: its sections, and the images. Where and how fast it runs does not."""
-        how = {"checkpoint_every", "keep_checkpoints", "micro_batch_size", "grad_checkpointing", "compile"}
         images = self.recipe.data.model_dump(mode="json", exclude={"workers", "test", "holdout"})
-        chosen = {name: getattr(self.recipe, name).model_dump(mode="json", exclude=how) for name in sections}
+        chosen = {name: getattr(self.recipe, name).model_dump(mode="json", exclude=HOW) for name in sections}
         return {"seed": self.recipe.seed, "data": images, **chosen}
 
     def claim(self, stage: str, settings: dict[str, Any]) -> Path:
         """The folder of a stage, whose contents were made with just these settings.
+
+        A training that is not done may take over what `recipe.MAY_CHANGE` names.
 
         Raises:
             UserError: There is work in it that was done with others.
@@ -103,17 +115,53 @@ class Run:
         folder = self.folder / stage
         file = folder / "settings.yaml"
         settings = json.loads(json.dumps(settings))
-        before = yaml.safe_load(file.read_text()) if file.is_file() else settings
-        if before != settings:
-            old, new = _flat(before), _flat(settings)
-            key = next(key for key in (*new, *old) if old.get(key) != new.get(key))
-            raise UserError(
-                f"{folder}: made with {key}: {old.get(key)}, and the recipe now says {new.get(key)}; "
-                f"give the run another name, or delete {folder}"
-            )
-        if self.accelerator.is_main_process and not file.is_file():
+        before = self._made_with(folder) or settings
+        done = (folder / "model.safetensors").is_file()
+        for key, old, new in _differences(before, settings):
+            if done or key.rpartition(".")[2] not in MAY_CHANGE:
+                raise UserError(
+                    f"{folder}: made with {key}: {old}, and the recipe now says {new}; "
+                    f"give the run another name, or delete {folder}"
+                )
+        if self.accelerator.is_main_process and not (file.is_file() and before == settings):
             write_atomically(file, yaml.safe_dump(settings, sort_keys=False))
         return folder
+
+    def supernet_weights(self, purpose: str) -> Path:
+        """The file of the trained supernet, for a stage that needs it for `purpose`.
+
+        Raises:
+            UserError: There is none, or it was trained on other images, or is of another space.
+        """
+        folder = self.folder / "supernet"
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise UserError(f"{weights}: No such file or directory: {purpose} needs a supernet; add stage supernet")
+        settings = self.recipe.supernet
+        needed = self.settings("space") | {
+            "holdout": self.recipe.data.holdout,
+            "supernet": {"sharing": settings.sharing, "attention": settings.attention},
+        }
+        made_with = self._made_with(folder)
+        # Another seed or hold-out would score candidates on images that the supernet trained on.
+        for key, old, new in _differences(made_with, needed) if made_with else ():
+            if key in _flat(needed):
+                raise UserError(
+                    f"{folder}: trained with {key}: {old}, and the recipe now says {new}; "
+                    f"give the run another name, or train the supernet again"
+                )
+        return weights
+
+    def _made_with(self, folder: Path) -> dict[str, Any]:
+        file = folder / "settings.yaml"
+        return read_yaml(file) if file.is_file() else {}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, with both values."""
+    old, new = _flat(before), _flat(now)
+    keys = [key for key in dict.fromkeys((*new, *old)) if key.rpartition(".")[2] not in HOW]
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -10,9 +10,11 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,6 +31,7 @@ from vitas.report.terminal import say
 from vitas.report.tracking import Tracker
 from vitas.runs.accelerator import make_accelerator
 from vitas.runs.evolve import evolve
+from vitas.runs.lock import hold
 from vitas.runs.run import Run
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
@@ -39,7 +42,9 @@ from vitas.train.trainer import Trainer
 
 def run(settings: Recipe) -> None:
     """Does the stages of a recipe, from wherever an earlier run of it stopped."""
+    stop = StopRequest()
     accelerator = make_accelerator(settings)
+    lock = _hold(settings, accelerator)
     with accelerator.main_process_first():
         train, test = sources.open_splits(settings.data, train=settings.stages != ["evaluate"])
     if accelerator.is_main_process:
@@ -49,13 +54,30 @@ def run(settings: Recipe) -> None:
             f"in {settings.folder}")  # fmt: skip
     accelerator.wait_for_everyone()
     tracker = Tracker(settings, accelerator)
-    context = Run(settings, accelerator, tracker, StopRequest(), train, test)
+    context = Run(settings, accelerator, tracker, stop, train, test)
     works = {"supernet": supernet, "evolve": evolve, "retrain": retrain, "baseline": baseline, "evaluate": evaluate}
     for stage in settings.stages:
+        stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
         works[stage](context)
     tracker.finish()
+    if lock:
+        lock.close()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _hold(settings: Recipe, accelerator: Accelerator) -> TextIO | None:
+    """Locks the run folder on the main process, and tells all ranks if that fails."""
+    lock, problem = None, None
+    if accelerator.is_main_process:
+        try:
+            lock = hold(settings.folder)
+        except UserError as error:
+            problem = str(error)
+    problem = broadcast_object_list([problem])[0]
+    if problem:
+        raise UserError(problem)
+    return lock
 
 
 def supernet(run: Run) -> None:
@@ -154,40 +176,44 @@ def _train_one(run: Run, architecture: Architecture, folder: Path, *, init: str)
     model = VisionTransformer(architecture, run.num_classes, drop_path_rate=settings.drop_path)
     if init == "supernet":
         net = run.new_supernet()
-        net.load_state_dict(load_file(run.folder / "supernet" / "model.safetensors"))
+        net.load_state_dict(load_file(run.supernet_weights("retrain.init: supernet")))
         model.load_state_dict(net.extract(architecture).state_dict())
+    if settings.compile:
+        model.compile()
     if run.accelerator.is_main_process:
         write_atomically(folder / "architecture.yaml", architecture.to_yaml())
     _train(run, model, settings, folder, run.train, architecture.image_size, inputs=lambda step: ())
 
 
-def _train(run: Run, model: nn.Module, settings: Training, folder: Path, images: sources.Split, image_size: int, *,
-           inputs: Callable[[int], tuple[Any, ...]]) -> None:  # fmt: skip
-    source, seed = run.recipe.data, run.recipe.seed
-    transform = augment.train_transform(image_size, settings.augment, source)
-    count = run.main_first(
-        lambda _: stream.count_images(images, source.examples, run.folder / "cache" / f"{folder.name}_images")
+def _train(
+    run: Run,
+    model: nn.Module,
+    settings: Training,
+    folder: Path,
+    split: sources.Split,
+    image_size: int,
+    inputs: Callable[[int], tuple[Any, ...]],
+) -> None:
+    source = run.recipe.data
+    size = run.main_first(
+        lambda _: stream.count_images(split, source.examples, run.folder / "cache" / f"{folder.name}_images")
+    )
+    data = batches.TrainingData(
+        split,
+        size,
+        augment.train_transform(image_size, settings.augment, source),
+        seed=run.recipe.seed,
+        workers=source.workers,
+        shuffle_buffer=source.shuffle_buffer,
+        pin_memory=run.accelerator.device.type == "cuda",
     )
     Trainer(
         accelerator=run.accelerator,
         model=model,
         settings=settings,
-        stage=folder.name,
         folder=folder,
-        images=count,
-        batches=lambda plan: batches.loader(
-            images,
-            transform,
-            plan,
-            seed=seed,
-            workers=source.workers,
-            shuffle_buffer=source.shuffle_buffer,
-            pin_memory=run.accelerator.device.type == "cuda",
-        ),
-        unreadable=images.unreadable,
+        data=data,
         inputs=inputs,
-        num_classes=run.num_classes,
-        seed=seed,
         tracker=run.tracker,
         stop=run.stop,
     ).run()

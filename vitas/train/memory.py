@@ -16,7 +16,7 @@ from torch.func import functional_call
 from vitas.config import RankError, one_line
 from vitas.recipe import Training
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Accelerate's names of mixed precision."""
 
 
@@ -65,7 +65,7 @@ def estimate(
         "weights": half // (part if of.zero == 3 else 1),
         "gradients": half // (part if of.zero > 1 else 1) + (half if of.zero or of.ranks > 1 else 0),  # and buckets
         "optimizer": 0 if of.offload else (3 if of.zero else 2) * whole // part,  # ZeRO has float32 weights besides
-        "average": (2 if of.zero else 1) * whole if getattr(settings, "ema", 0) else 0,
+        "average": (2 if of.zero else 1) * whole if settings.ema else 0,
         "activations": activations,
     }
     return {name: size for name, size in found.items() if size}

@@ -1,11 +1,12 @@
 """The state of a training, whole and of no backend: float32 weights and Adam's moments, by parameter name.
 
-What Accelerate saves fits the backend and the number of ranks that wrote it alone; this fits all of them.
+It is taken from, and given to, a model and an optimizer under any backend and any number of ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,43 @@ UPDATES = "updates"
 """How many updates the moments have seen: Adam corrects its bias by it."""
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a training needs to go on, in the host's memory."""
+
+    weights: Mapping[str, Tensor]
+    """By parameter name, in float32."""
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    """Adam's, as `MOMENT/PARAMETER`, and `UPDATES`; empty before the first update."""
+    average: Mapping[str, Tensor] | None = None
+    """The moving average of the weights, if there is one."""
+    loss_scale: tuple[float, int] | None = None
+    """Of fp16: the scale, and the updates since it last changed."""
+
+
+def capture(
+    accelerator: Accelerator, model: Any, optimizer: Any, average: nn.Module | None = None
+) -> TrainingState | None:
+    """A copy of the state of a prepared model and optimizer, on the main process. All ranks call it.
+
+    What goes on training afterwards does not touch the copy.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        whole, moments = weights(accelerator, model), _gather_moments(model)  # from all ranks
+    elif accelerator.is_main_process:
+        whole, moments = weights(accelerator, model), _moments(accelerator.unwrap_model(model), optimizer)
+    else:
+        return None
+    if not accelerator.is_main_process:
+        return None
+    return TrainingState(
+        _on_host(whole),
+        _on_host(moments),
+        _on_host(average.state_dict()) if average is not None else None,
+        _loss_scale(accelerator, optimizer),
+    )
+
+
 def weights(accelerator: Accelerator, model: Any) -> dict[str, Tensor]:
     """The whole float32 weights of a prepared model, ZeRO's masters of half-precision ones too. All ranks call it."""
     module: Any = accelerator.unwrap_model(model)
@@ -26,59 +64,80 @@ def weights(accelerator: Accelerator, model: Any) -> dict[str, Tensor]:
         return module.state_dict()
     from deepspeed.utils import safe_get_full_fp32_param as full
 
-    return {name: _present(full(parameter)) for name, parameter in module.named_parameters()} | dict(
-        module.named_buffers()
-    )
+    found = {name: _present(full(parameter)) for name, parameter in module.named_parameters()}
+    return found | dict(module.named_buffers())
 
 
-def gather_moments(engine: Any) -> dict[str, Tensor]:
-    """Adam's moments of a DeepSpeed engine, from all ranks, as `MOMENT/PARAMETER`. All ranks call it.
+def restore(accelerator: Accelerator, model: Any, optimizer: Any, state: TrainingState) -> None:
+    """Gives a prepared model and optimizer of any backend the state of another. All ranks call it.
 
-    There are none before the first update.
+    The model was made with its weights; what is left is the optimizer's state and, under DeepSpeed, its own weights.
     """
+    module: Any = accelerator.unwrap_model(model)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _restore_zero(optimizer.optimizer, module, state.weights, state.moments)
+    elif state.moments:
+        names = _names(module, optimizer)
+        moments = {
+            index: {moment: state.moments[f"{moment}/{name}"] for moment in MOMENTS}
+            | {"step": state.moments[UPDATES].clone()}  # one for each: a shared one is counted up by each
+            for index, name in enumerate(names)
+        }
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    if state.loss_scale:
+        _restore_loss_scale(accelerator, optimizer, *state.loss_scale)
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", torch.float32, copy=True).contiguous() for name, value in tensors.items()}
+
+
+def _moments(model: Any, optimizer: Any) -> dict[str, Tensor]:
+    """Adam's moments of a torch AdamW, as `MOMENT/PARAMETER`."""
+    if not optimizer.state:
+        return {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    named = dict(zip(_names(model, optimizer), parameters, strict=True))
+    found = {f"{moment}/{name}": optimizer.state[named[name]][moment] for name in named for moment in MOMENTS}
+    return found | {UPDATES: torch.as_tensor(optimizer.state[parameters[0]]["step"])}
+
+
+def _gather_moments(engine: Any) -> dict[str, Tensor]:
+    """The same of a DeepSpeed engine, from all ranks. All ranks call it."""
     from deepspeed.utils import safe_get_full_optimizer_state as full
 
     if not engine.optimizer.optimizer.state:
         return {}
     _link(engine.optimizer)
-    state = {
+    found = {
         f"{moment}/{name}": _present(full(parameter, moment)).cpu()
         for name, parameter in engine.module.named_parameters()
         for moment in MOMENTS
     }
     one: dict[str, Any] = next(iter(engine.optimizer.optimizer.state.values()))
-    return state | {UPDATES: torch.tensor(float(one["step"]))}
+    return found | {UPDATES: torch.tensor(float(one["step"]))}
 
 
-def moments_of(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The same, from the state dict that a torch AdamW of the same parameters saved."""
-    if not state["state"]:
-        return {}
-    found = {
-        f"{moment}/{name}": state["state"][index][moment]
-        for index, name in enumerate(_names(model, optimizer))
-        for moment in MOMENTS
-    }
-    return found | {UPDATES: state["state"][0]["step"]}
-
-
-def restore(
-    accelerator: Accelerator, model: Any, optimizer: Any, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
-) -> None:
-    """Gives a prepared model and optimizer of any backend the state of another. All ranks call it.
-
-    The model was made with these weights; what is left is the optimizer's state and, under DeepSpeed, its own weights.
-    """
-    module: Any = accelerator.unwrap_model(model)
+def _loss_scale(accelerator: Accelerator, optimizer: Any) -> tuple[float, int] | None:
+    if accelerator.mixed_precision != "fp16":
+        return None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _restore_zero(optimizer.optimizer, module, weights, moments)
+        scaler = optimizer.optimizer.loss_scaler
+        return float(scaler.cur_scale), scaler.cur_iter - scaler.last_overflow_iter - 1
+    scaler: Any = accelerator.scaler
+    return scaler.get_scale(), scaler.state_dict()["_growth_tracker"]
+
+
+def _restore_loss_scale(accelerator: Accelerator, optimizer: Any, scale: float, steady: int) -> None:
+    if accelerator.mixed_precision != "fp16":
         return
-    if moments:
-        state = {
-            index: {"step": moments[UPDATES].clone()} | {moment: moments[f"{moment}/{name}"] for moment in MOMENTS}
-            for index, name in enumerate(_names(module, optimizer))
-        }
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        scaler = optimizer.optimizer.loss_scaler
+        scaler.cur_scale = scale
+        scaler.cur_iter = scaler.last_overflow_iter + 1 + steady
+        return
+    scaler: Any = accelerator.scaler
+    scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": steady})
 
 
 def _restore_zero(zero: Any, module: Any, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:

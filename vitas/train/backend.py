@@ -1,0 +1,50 @@
+"""Model and optimizer under the backend that the launcher chose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from vitas.config import UserError
+from vitas.data.plan import Plan
+from vitas.recipe import Training
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan, stage: str) -> tuple[Any, Any]:
+    """The model and its AdamW, wrapped for the backend; without weight decay on biases and other 1-d weights.
+
+    Raises:
+        UserError: The backend cannot do what `stage` asks for.
+    """
+    groups = param_groups_weight_decay(model, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+    accelerator.gradient_accumulation_steps = plan.accumulation
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _configure_deepspeed(accelerator, model, settings, plan, stage)
+    return accelerator.prepare(model, optimizer)
+
+
+def _configure_deepspeed(
+    accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan, stage: str
+) -> None:
+    """DeepSpeed takes from its config what other backends are told in the loop."""
+    if settings.on_nonfinite == "skip" and plan.accumulation > 1:
+        raise UserError(
+            f"{stage}.on_nonfinite: skip: DeepSpeed keeps the gradients of earlier micro-batches; "
+            f"raise {stage}.micro_batch_size to {plan.micro_batch * plan.accumulation}, or use stop"
+        )
+    plugin: Any = accelerator.state.deepspeed_plugin
+    # One bucket that holds all gradients: DeepSpeed's own default takes 1 to 2 GB, however small the model.
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    plugin.deepspeed_config["zero_optimization"].setdefault("reduce_bucket_size", parameters)
+    plugin.deepspeed_config |= {
+        "train_batch_size": plan.batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": settings.clip_grad,
+    }

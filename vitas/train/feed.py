@@ -1,0 +1,66 @@
+"""The micro-batches of a rank, on its device, mixed as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from timm.data import Mixup
+from torch import Tensor
+
+from vitas.config import RankError, UserError
+from vitas.data.batches import Batch, TrainingData
+from vitas.recipe import Training
+from vitas.report.terminal import say
+from vitas.train.memory import PRECISIONS
+
+
+class Feed:
+    """Takes micro-batches from the loader to the device, and keeps the account of unreadable images."""
+
+    def __init__(self, accelerator: Accelerator, data: TrainingData, settings: Training) -> None:
+        self.accelerator = accelerator
+        self.data = data
+        augment, smoothing = settings.augment, settings.label_smoothing
+        mixes = augment.mixup or augment.cutmix
+        self.mixup = (
+            Mixup(augment.mixup, augment.cutmix, label_smoothing=smoothing, num_classes=data.num_classes)
+            if mixes
+            else None
+        )
+
+    def take(self, batches: Iterator[Batch], step: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels, (B,) or with Mixup (B, classes), of the next micro-batch.
+
+        Raises:
+            RankError: The images of this rank are not what the recipe says.
+        """
+        try:
+            batch = next(batches)
+        except UserError as error:  # a worker's has a traceback before it
+            raise RankError(str(error).strip().rpartition("UserError: ")[2]) from None
+        self.data.unreadable.reasons.update(batch.unreadable)
+        device = self.accelerator.device
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
+        if self.mixup:
+            np.random.seed(draw(self.data.seed, step))  # timm's Mixup draws from numpy: the same on every rank
+            images, labels = self.mixup(images, labels)
+        half = PRECISIONS[self.accelerator.mixed_precision]
+        if half and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            images = images.to(half)  # its engine casts weights, not inputs
+        return images, labels
+
+    def tell_unreadable(self) -> None:
+        """Says once, for all ranks, which images could not be read. All ranks call it."""
+        everyone: list[dict[str, str]] = gather_object([self.data.unreadable.reasons])
+        for reasons in everyone:
+            self.data.unreadable.reasons.update(reasons)
+        if self.accelerator.is_main_process:
+            self.data.unreadable.tell(say)
+
+
+def draw(*key: int) -> int:
+    """A seed of 32 bits from any numbers, such as (seed, step)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
