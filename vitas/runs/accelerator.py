@@ -47,4 +47,5 @@ def make_accelerator(settings: Recipe) -> Accelerator:
 def _deepspeed_knows_fp16() -> bool:
     from deepspeed.accelerator import get_accelerator
 
-    return bool(get_accelerator().is_fp16_supported())
+    device: Any = get_accelerator()
+    return device.is_fp16_supported()
