@@ -111,7 +111,8 @@ def retrain(run: Run) -> None:
 
 def baseline(run: Run) -> None:
     """Trains a plain uniform ViT of no less cost in just the same way, for comparison."""
-    architecture = cost.uniform_vit(_architecture(run), run.num_classes)
+    fewest = min(run.recipe.space.heads)
+    architecture = cost.uniform_vit(_architecture(run), run.num_classes, min_heads=fewest)
     folder = run.claim("baseline", run.settings("retrain") | {"shape": architecture.model_dump(mode="json")})
     _train_one(run, architecture, folder, init="scratch")
 
@@ -128,7 +129,7 @@ def evaluate(run: Run) -> None:
                    if (run.folder / stage / "model.safetensors").is_file()}  # fmt: skip
     if not loaders:
         raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain, or evaluate.weights")
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     total = 0
     for name, load in loaders.items():
         model = load().to(accelerator.device)
@@ -142,7 +143,7 @@ def evaluate(run: Run) -> None:
         reduced: Any = accelerator.reduce(counts, "sum")
         right, among_five, total = reduced.tolist()
         rows[name] = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}
-        rows[name] |= cost.count(model.architecture, run.num_classes)
+        rows[name] |= cost.count(model.architecture, run.num_classes) | {"shape": model.architecture.in_words}
         if accelerator.is_main_process:  # alone: ranks of one machine would slow each other down
             rows[name][tracking.THROUGHPUT] = throughput.measure_throughput(
                 model, model.architecture.image_size, batch_size=settings.throughput_batch, device=accelerator.device
