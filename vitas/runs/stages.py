@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vitas import recipe
-from vitas.config import UserError
+from vitas.config import UserError, did_you_mean
 from vitas.data import augment, batches, sources, stream
 from vitas.files import write_atomically
 from vitas.models import registry, saved, throughput
 from vitas.models.vit import VisionTransformer
-from vitas.recipe import Recipe, Training
+from vitas.recipe import Data, Recipe, Training
 from vitas.report import tracking
 from vitas.report.tables import table
 from vitas.report.terminal import say
@@ -121,21 +121,19 @@ def evaluate(run: Run) -> None:
     """Top-1, top-5, costs and throughput on the test images, as a table and in `evaluation.json`."""
     settings, accelerator = run.recipe.evaluate, run.accelerator
     if settings.weights is not None:
-        chosen = settings.architecture or Path(settings.weights).name
-        loaders = {chosen: partial(saved.load_model, settings.weights, settings.architecture)}
+        models = {settings.architecture or Path(settings.weights).name: Path(settings.weights)}
     else:
-        names = {"retrain": "found", "baseline": "uniform ViT"}
-        loaders = {name: partial(saved.load_model, run.folder / stage) for stage, name in names.items()
-                   if (run.folder / stage / "model.safetensors").is_file()}  # fmt: skip
-    if not loaders:
+        folders = {"found": run.folder / "retrain", "uniform ViT": run.folder / "baseline"}
+        models = {name: folder for name, folder in folders.items() if (folder / "model.safetensors").is_file()}
+    if not models:
         raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain, or evaluate.weights")
     rows: dict[str, dict[str, Any]] = {}
     total = 0
-    for name, load in loaders.items():
-        model = load().to(accelerator.device)
-        if model.num_classes != run.num_classes:
-            raise UserError(f"{name}: has {model.num_classes} classes, the data {run.num_classes}")
+    for name, weights in models.items():
+        model = saved.load_model(weights, settings.architecture).to(accelerator.device)
+        numbers = _class_numbers(run, model, weights)
         images = run.cached(run.test, "test", model.architecture.image_size)
+        images = images._replace(labels=numbers[images.labels])
         if settings.compile:
             model.compile()
         with explained(lambda: f"evaluate: out of memory; lower evaluate.batch_size from {settings.batch_size}"):
@@ -143,7 +141,7 @@ def evaluate(run: Run) -> None:
         reduced: Any = accelerator.reduce(counts, "sum")
         right, among_five, total = reduced.tolist()
         rows[name] = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}
-        rows[name] |= cost.count(model.architecture, run.num_classes) | {"shape": model.architecture.in_words}
+        rows[name] |= cost.count(model.architecture, model.num_classes) | {"shape": model.architecture.in_words}
         if accelerator.is_main_process:  # alone: ranks of one machine would slow each other down
             rows[name][tracking.THROUGHPUT] = throughput.measure_throughput(
                 model, model.architecture.image_size, batch_size=settings.throughput_batch, device=accelerator.device
@@ -155,6 +153,33 @@ def evaluate(run: Run) -> None:
         write_atomically(run.folder / "evaluation.json", json.dumps(rows, indent=1))
         run.test.unreadable.tell(say)
         say(table(rows, int(total)))
+
+
+def _class_numbers(run: Run, model: VisionTransformer, weights: Path) -> np.ndarray:
+    """The model's number for each class of the test images, by name.
+
+    Raises:
+        UserError: The model does not have a class, or was made for images that are prepared in another way.
+    """
+    known, classes = model.pretrained_cfg, run.test.classes
+    for key, ours in augment.preprocessing(model.architecture.image_size, run.recipe.data).items():
+        if key in known and not np.array_equal(known[key], ours):
+            where = f"data.{key}" if key in Data.model_fields else key
+            raise UserError(f"{where}: is {json.dumps(ours)}, but {weights} was made for {json.dumps(known[key])}")
+    names = known.get("label_names")
+    if names is None:
+        if model.num_classes != len(classes):
+            raise UserError(f"{weights}: has {model.num_classes} classes, the data {len(classes)}")
+        run.say(f"{weights}: does not name its classes; they are taken to be those of the data, in the same order")
+        return np.arange(len(classes))
+    numbers = {name: number for number, name in enumerate(names)}
+    if unknown := [name for name in classes if name not in numbers]:
+        source = run.recipe.data.test or "digits:test"
+        raise UserError(
+            f"data.test: {source}: class {unknown[0]} is none of the {len(names)} classes of {weights}"
+            + did_you_mean(unknown[0], names)
+        )
+    return np.array([numbers[name] for name in classes])
 
 
 def _architecture(run: Run) -> Architecture:
@@ -181,8 +206,10 @@ def _train_one(run: Run, architecture: Architecture, folder: Path, *, init: str)
         model.load_state_dict(net.extract(architecture).state_dict())
     if settings.compile:
         model.compile()
+    model.pretrained_cfg |= augment.preprocessing(architecture.image_size, run.recipe.data)
+    model.pretrained_cfg |= {"label_names": list(run.train.classes)}
     if run.accelerator.is_main_process:
-        write_atomically(folder / "architecture.yaml", architecture.to_yaml())
+        saved.save_description(folder, model)
     _train(run, model, settings, folder, run.train, architecture.image_size, inputs=lambda step: ())
 
 
