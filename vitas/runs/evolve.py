@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from functools import partial
@@ -35,7 +34,7 @@ def evolve(run: Run) -> None:
     weights = run.supernet_weights("stage evolve")
     parts = {"budget": settings.budget.model_dump(), "evolve": settings.evolve.model_dump(exclude={"batch_size"})}
     # Scores belong to one set of weights: after another training of the supernet they would be stale.
-    parts |= {"supernet": run.main_first(lambda _: hashlib.sha256(weights.read_bytes()).hexdigest())}
+    parts |= {"supernet": run.checksum(weights)}
     folder = run.claim("evolution", run.settings("space") | parts)
     if (folder / "best.yaml").is_file():
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,24 +45,22 @@ def run(settings: Recipe) -> None:
     """Does the stages of a recipe, from wherever an earlier run of it stopped."""
     stop = StopRequest()
     accelerator = make_accelerator(settings)
-    lock = _hold(settings, accelerator)
-    with accelerator.main_process_first():
-        train, test = sources.open_splits(settings.data, train=settings.stages != ["evaluate"])
-    if accelerator.is_main_process:
-        write_atomically(settings.folder / "recipe.yaml", recipe.dump(settings))
-        device = f"{accelerator.num_processes} x {accelerator.device.type}"
-        say(f"{settings.name}: {', '.join(settings.stages)} on {device} ({accelerator.distributed_type.value}), "
-            f"in {settings.folder}")  # fmt: skip
-    accelerator.wait_for_everyone()
-    tracker = Tracker(settings, accelerator)
-    context = Run(settings, accelerator, tracker, stop, train, test)
-    works = {"supernet": supernet, "evolve": evolve, "retrain": retrain, "baseline": baseline, "evaluate": evaluate}
-    for stage in settings.stages:
-        stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
-        works[stage](context)
-    tracker.finish()
-    if lock:
-        lock.close()
+    with _hold(settings, accelerator) or nullcontext():  # a run that fails must not keep its folder locked
+        with accelerator.main_process_first():
+            train, test = sources.open_splits(settings.data, train=settings.stages != ["evaluate"])
+        if accelerator.is_main_process:
+            write_atomically(settings.folder / "recipe.yaml", recipe.dump(settings))
+            device = f"{accelerator.num_processes} x {accelerator.device.type}"
+            say(f"{settings.name}: {', '.join(settings.stages)} on {device} ({accelerator.distributed_type.value}), "
+                f"in {settings.folder}")  # fmt: skip
+        accelerator.wait_for_everyone()
+        tracker = Tracker(settings, accelerator)
+        context = Run(settings, accelerator, tracker, stop, train, test)
+        works = {"supernet": supernet, "evolve": evolve, "retrain": retrain, "baseline": baseline, "evaluate": evaluate}
+        for stage in settings.stages:
+            stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
+            works[stage](context)
+        tracker.finish()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -105,7 +104,10 @@ def supernet(run: Run) -> None:
 def retrain(run: Run) -> None:
     """Trains the found architecture, or the one that the recipe names."""
     architecture = _architecture(run)
-    folder = run.claim("retrain", run.settings("retrain") | {"shape": architecture.model_dump(mode="json")})
+    made_with = run.settings("retrain") | {"shape": architecture.model_dump(mode="json")}
+    if run.recipe.retrain.init == "supernet":
+        made_with["supernet"] = run.checksum(run.supernet_weights("retrain.init: supernet"))
+    folder = run.claim("retrain", made_with)
     _train_one(run, architecture, folder, init=run.recipe.retrain.init)
 
 
