@@ -72,12 +72,15 @@ def load_model(weights: Path | str, architecture: str | None = None) -> VisionTr
         return from_state(shape, state, release.PREPROCESSING)
     if not weights.is_file():
         raise UserError(f"{weights}: No such file or directory")
-    shape = shape or Architecture.from_yaml(weights.parent / "architecture.yaml")
+    beside = weights.parent / "architecture.yaml"
+    shape = shape or Architecture.from_yaml(beside)
     try:
         model = from_state(shape, load_file(weights))
     except Exception as error:  # safetensors and torch raise several kinds; to the user all mean the same
-        what = architecture or weights.parent / "architecture.yaml"
+        what = architecture or beside
         raise UserError(f"{weights}: does not hold the weights of {what}: {one_line(error)}") from None
+    if architecture is not None and beside.is_file() and Architecture.from_yaml(beside).kept != shape.kept:
+        raise UserError(f"{weights}: {beside} has other numbers of heads than {architecture}")  # weights do not tell
     model.pretrained_cfg |= _read_config(weights.parent / "config.json", model.num_classes)
     return model
 
