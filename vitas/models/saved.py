@@ -31,9 +31,11 @@ def save_weights(file: Path, state: dict[str, Tensor]) -> None:
 def save_description(folder: Path, model: VisionTransformer) -> None:
     """Writes all but the weights: `architecture.yaml`, and timm's `config.json` with classes and preprocessing."""
     shape = model.architecture
-    name, arguments = name_of(shape), None
+    name = name_of(shape)
+    arguments = None
     if name is None or not timm.is_model(name):
-        name, arguments = "vitas", {"architecture": shape.model_dump(mode="json")}
+        name = "vitas"
+        arguments = {"architecture": shape.model_dump(mode="json")}
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.json"
         save_config_for_hf(model, file, {"architecture": name}, arguments)  # pyright: ignore[reportArgumentType]

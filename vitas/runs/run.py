@@ -88,7 +88,9 @@ class Run:
         self, model: nn.Module, images: decoded.Cached, batch_size: int, *, shared: bool = False
     ) -> torch.Tensor:
         """`vitas.search.scoring.correct` on this rank's device: of all images, or of this rank's part of them."""
-        source, rank, world = self.recipe.data, self.accelerator.process_index, self.accelerator.num_processes
+        source = self.recipe.data
+        rank = self.accelerator.process_index
+        world = self.accelerator.num_processes
         part = {"rank": rank, "world": world} if shared else {}
         device = self.accelerator.device
         return correct(model, images, mean=source.mean, std=source.std, batch_size=batch_size, device=device, **part)

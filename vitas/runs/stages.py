@@ -50,9 +50,9 @@ def run(settings: Recipe) -> None:
             train, test = sources.open_splits(settings.data, train=settings.stages != ["evaluate"])
         if accelerator.is_main_process:
             write_atomically(settings.folder / "recipe.yaml", recipe.dump(settings))
-            device = f"{accelerator.num_processes} x {accelerator.device.type}"
-            say(f"{settings.name}: {', '.join(settings.stages)} on {device} ({accelerator.distributed_type.value}), "
-                f"in {settings.folder}")  # fmt: skip
+            stages = ", ".join(settings.stages)
+            where = f"{accelerator.num_processes} x {accelerator.device.type} ({accelerator.distributed_type.value})"
+            say(f"{settings.name}: {stages} on {where}, in {settings.folder}")
         accelerator.wait_for_everyone()
         tracker = Tracker(settings, accelerator)
         context = Run(settings, accelerator, tracker, stop, train, test)
@@ -81,7 +81,8 @@ def _hold(settings: Recipe, accelerator: Accelerator) -> TextIO | None:
 
 def supernet(run: Run) -> None:
     """Trains the supernet: another random subnet at each step."""
-    settings, space = run.recipe, run.recipe.space
+    settings = run.recipe
+    space = run.recipe.space
     skip = run.skip
     folder = run.claim("supernet", run.settings("space", "supernet") | {"holdout": settings.data.holdout, "skip": skip})
     if (folder / "model.safetensors").is_file():
@@ -121,7 +122,8 @@ def baseline(run: Run) -> None:
 
 def evaluate(run: Run) -> None:
     """Top-1, top-5, costs and throughput on the test images, as a table and in `evaluation.json`."""
-    settings, accelerator = run.recipe.evaluate, run.accelerator
+    settings = run.recipe.evaluate
+    accelerator = run.accelerator
     if settings.weights is not None:
         models = {settings.architecture or Path(settings.weights).name: Path(settings.weights)}
     else:
@@ -163,7 +165,8 @@ def _class_numbers(run: Run, model: VisionTransformer, weights: Path) -> np.ndar
     Raises:
         UserError: The model does not have a class, or was made for images that are prepared in another way.
     """
-    known, classes = model.pretrained_cfg, run.test.classes
+    known = model.pretrained_cfg
+    classes = run.test.classes
     for key, ours in augment.preprocessing(model.architecture.image_size, run.recipe.data).items():
         if key in known and not np.array_equal(known[key], ours):
             where = f"data.{key}" if key in Data.model_fields else key

@@ -24,12 +24,14 @@ def counts(population: Population, num_classes: int) -> dict[str, np.ndarray]:
     the classifier counted once a patch. `macs` is exact: what `torch.utils.flop_counter` counts, halved.
     `params` is what the extracted model holds.
     """
-    embed, patch_pixels = population.embed_dim, 3 * population.patch_size**2
+    embed = population.embed_dim
+    patch_pixels = 3 * population.patch_size**2
     patches = (population.image_size // population.patch_size) ** 2
     head = embed * num_classes
 
     def body(tokens: np.ndarray) -> np.ndarray:
-        tokens, width = tokens[:, None], embed[:, None]
+        tokens = tokens[:, None]
+        width = embed[:, None]
         inner = population.qkv_dim // 3
         linear = width * (population.qkv_dim + inner + 2 * population.mlp_dim)
         return (tokens * linear + 2 * tokens**2 * inner).sum(axis=1)
