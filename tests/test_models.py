@@ -105,6 +105,10 @@ def test_weights_are_loaded_from_all_that_holds_them(imported, tmp_path):
     }.items():
         with pytest.raises(UserError, match=words):
             saved.load_model(weights, "vitas_a")
+    other = model.architecture.to_yaml().replace("heads: 6", "heads: 3")  # of all the same widths
+    (tmp_path / "other.yaml").write_text(other)
+    with pytest.raises(UserError, match=r"has other numbers of heads than .*other\.yaml"):
+        saved.load_model(folder, str(tmp_path / "other.yaml"))
 
 
 def test_there_is_nothing_to_download():

@@ -131,7 +131,7 @@ def _describe(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     architecture, state = release.convert(options.file, options.config)
-    model = vit.from_state(architecture, state)
+    model = vit.from_state(architecture, state, release.PREPROCESSING)
     try:
         saved.save_model(Path(options.output), model)
     except OSError as error:

@@ -29,3 +29,15 @@ def train_transform(image_size: int, augment: Augment, data: Data) -> Callable[[
         re_mode="pixel",
     )
     return transform
+
+
+def preprocessing(image_size: int, data: Data) -> dict[str, Any]:
+    """How test images become tensors, as the options of timm's `create_transform`: resize, centre crop, normalise."""
+    return {
+        "input_size": (3, image_size, image_size),
+        "interpolation": "bicubic",
+        "crop_pct": data.crop_pct,
+        "crop_mode": "center",
+        "mean": tuple(data.mean),
+        "std": tuple(data.std),
+    }

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vitas.config import UserError, one_line
+from vitas.data.augment import preprocessing
 from vitas.data.images import UNREADABLE, decode
 from vitas.data.sources import Split
 from vitas.recipe import Data
@@ -40,9 +41,7 @@ def decoded(split: Split, folder: Path, image_size: int, data: Data, *, write: b
 
 
 def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> None:
-    transform: Any = create_transform(
-        (3, image_size, image_size), interpolation="bicubic", crop_pct=data.crop_pct, use_prefetcher=True
-    )
+    transform: Any = create_transform(**preprocessing(image_size, data), use_prefetcher=True)
     parts = _Parts(split, transform)
     folder.mkdir(parents=True, exist_ok=True)
     labels: list[int] = []

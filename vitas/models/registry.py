@@ -74,10 +74,7 @@ default_cfgs = generate_default_cfgs(
             "input_size": (3, 224, 224),
             "fixed_input_size": True,
             "pool_size": None,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
+            **release.PREPROCESSING,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
             "paper_name": "Vision Transformer Architecture Search",
@@ -146,7 +143,8 @@ def _build(architecture: Architecture, **options: Any) -> VisionTransformer:
 
 def _resample_positions(model: VisionTransformer, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Fits positions of another image size to the model, whichever way its weights are loaded."""
-    name, own = f"{prefix}pos_embed", model.pos_embed
+    name = f"{prefix}pos_embed"
+    own = model.pos_embed
     if own is not None and name in state and state[name].shape[1] != own.shape[1]:
         tokens = model.num_prefix_tokens
         state[name] = resample_abs_pos_embed(state[name], model.patch_embed.grid_size, num_prefix_tokens=tokens)

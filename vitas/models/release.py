@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from vitas.config import UserError, one_line, parse, read_yaml
@@ -16,6 +17,15 @@ from vitas.spaces.architecture import Architecture, Block
 from vitas.spaces.space import SearchSpace
 
 IMAGE_SIZE = 224
+
+PREPROCESSING = {
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+}
+"""How the release prepares test images, under timm's names."""
 
 _SPACE = {"image_size": IMAGE_SIZE, "patch_size": [14, 16, 32], "heads": [3, 6, 12, 16]}
 _SPACE_384 = SearchSpace.model_validate(

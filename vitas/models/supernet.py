@@ -88,8 +88,12 @@ class Supernet(nn.Module):
         attention: AttentionSharing = "private_qk",
     ) -> None:
         super().__init__()
-        self.space, self.num_classes, self.sides = space, num_classes, sides(sharing)
-        embed_dim, inner_dim, mlp_dim = space.embed_dim.max, space.qkv_dim.max // 3, space.mlp_dim.max
+        self.space = space
+        self.num_classes = num_classes
+        self.sides = sides(sharing)
+        embed_dim = space.embed_dim.max
+        inner_dim = space.qkv_dim.max // 3
+        mlp_dim = space.mlp_dim.max
         inner_choices = [width // 3 for width in space.qkv_dim.choices]
         self._embed = partial(take, maximum=embed_dim, choices=space.embed_dim.choices, sharing=sharing)
         self._inner = partial(take, maximum=inner_dim, choices=inner_choices, sharing=sharing)
@@ -133,7 +137,8 @@ class Supernet(nn.Module):
         x_BNC = self._stem(architecture)(images, embed)
         for layer, block in zip(self.blocks, architecture.blocks, strict=True):
             if block is not None:
-                inner, hidden = self._inner(block.qkv_dim // 3, side), self._hidden(block.mlp_dim, side)
+                inner = self._inner(block.qkv_dim // 3, side)
+                hidden = self._hidden(block.mlp_dim, side)
                 if self.grad_checkpointing and self.training:
                     x_BNC = checkpoint(layer, x_BNC, block.heads, embed, inner, hidden, use_reentrant=False)
                 else:
@@ -166,7 +171,8 @@ class Supernet(nn.Module):
             UserError: The architecture is not in the supernet's space.
         """
         self.space.encode(architecture)  # raises for what does not fit
-        embed, classes = self._embed(architecture.embed_dim, side), (slice(0, self.num_classes),)
+        embed = self._embed(architecture.embed_dim, side)
+        classes = (slice(0, self.num_classes),)
         state: dict[str, Tensor] = {}
 
         def put(name: str, weight: Tensor, bias: Tensor) -> None:
@@ -177,7 +183,8 @@ class Supernet(nn.Module):
         kept = [(layer, block) for layer, block in zip(self.blocks, architecture.blocks, strict=True) if block]
         layer: ElasticBlock
         for index, (layer, block) in enumerate(kept):  # pyright: ignore[reportAssignmentType]
-            inner, hidden = self._inner(block.qkv_dim // 3, side), self._hidden(block.mlp_dim, side)
+            inner = self._inner(block.qkv_dim // 3, side)
+            hidden = self._hidden(block.mlp_dim, side)
             weights, biases = zip(*[part.sliced(embed, inner) for part in layer.attn.qkv(block.heads)], strict=True)
             put(f"blocks.{index}.norm1", *layer.norm1.sliced(embed))
             put(f"blocks.{index}.attn.qkv", torch.cat(weights), torch.cat(biases))
@@ -187,5 +194,5 @@ class Supernet(nn.Module):
             put(f"blocks.{index}.mlp.fc2", *layer.fc2.sliced(hidden, embed))
         put("norm", *self.norm.sliced(embed))
         put("head", *self.head.sliced(embed, classes))
-        return from_state(architecture, {name: value.clone(memory_format=torch.contiguous_format)
-                                         for name, value in state.items()})  # fmt: skip
+        copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        return from_state(architecture, copies)

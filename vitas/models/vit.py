@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,9 +86,28 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         )
         if isinstance(self.norm, nn.LayerNorm):
             self.norm.eps = FINAL_EPS
-        height, width = self.patch_embed.img_size or (0, 0)
-        same = not height or height != width  # an Architecture is square
-        self.architecture = architecture if same else architecture.model_copy(update={"image_size": height})
+        self.architecture = architecture
+        self._follow_input_size()
+        self.pretrained_cfg: dict[str, Any] = {
+            "architecture": "vitas",
+            "input_size": (3, *(self.patch_embed.img_size or 2 * (architecture.image_size,))),
+            "fixed_input_size": True,
+            "num_classes": num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+        """What is known of the model, under timm's names; whoever trains or loads it adds classes and preprocessing."""
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        """Timm's: another size of images or of patches; the positions are resampled."""
+        super().set_input_size(*args, **kwargs)
+        self._follow_input_size()
+
+    def _follow_input_size(self) -> None:
+        (height, width), (patch_size, _) = self.patch_embed.img_size or (0, 0), self.patch_embed.patch_size
+        if height and height == width:  # an Architecture is square
+            self.architecture = self.architecture.model_copy(update={"image_size": height, "patch_size": patch_size})
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Timm's initialisation, but class token and positions start at zero, as in ViTAS."""
@@ -112,10 +132,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def from_state(architecture: Architecture, state: dict[str, Tensor]) -> VisionTransformer:
-    """The model with the weights of `state`; costs no initialisation. In evaluation mode."""
+def from_state(
+    architecture: Architecture, state: dict[str, Tensor], pretrained_cfg: Mapping[str, Any] | None = None
+) -> VisionTransformer:
+    """The model with the weights of `state`; costs no initialisation. In evaluation mode.
+
+    `pretrained_cfg` holds what else is known of it, such as `label_names` and `mean`, under timm's names.
+    """
     head = state.get("head.weight")
     with torch.device("meta"):
         model = VisionTransformer(architecture, 0 if head is None else len(head), weight_init="skip")
     model.load_state_dict(state, assign=True)
+    model.pretrained_cfg |= pretrained_cfg or {}
     return model.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from functools import partial
@@ -31,11 +30,12 @@ from vitas.train.memory import explained
 
 def evolve(run: Run) -> None:
     """Searches the supernet; leaves `front.json` and `best.yaml`."""
-    settings, accelerator = run.recipe, run.accelerator
+    settings = run.recipe
+    accelerator = run.accelerator
     weights = run.supernet_weights("stage evolve")
     parts = {"budget": settings.budget.model_dump(), "evolve": settings.evolve.model_dump(exclude={"batch_size"})}
     # Scores belong to one set of weights: after another training of the supernet they would be stale.
-    parts |= {"supernet": run.main_first(lambda _: hashlib.sha256(weights.read_bytes()).hexdigest())}
+    parts |= {"supernet": run.checksum(weights)}
     folder = run.claim("evolution", run.settings("space") | parts)
     if (folder / "best.yaml").is_file():
         return
@@ -128,7 +128,8 @@ def _throughput(run: Run, model: VisionTransformer) -> float:
 
 def _score(run: Run, net: Supernet, images: decoded.Cached, architecture: Architecture) -> dict[str, Any]:
     """Top-1 in percent, the mean over the supernet's sides, and the costs of one candidate."""
-    began, budget = time.perf_counter(), run.recipe.budget
+    began = time.perf_counter()
+    budget = run.recipe.budget
     entry: dict[str, Any] = cost.count(architecture, run.num_classes)
     models = {side: net.extract(architecture, side) for side in net.sides}
     size = run.recipe.evolve.batch_size

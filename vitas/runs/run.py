@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +88,9 @@ class Run:
         self, model: nn.Module, images: decoded.Cached, batch_size: int, *, shared: bool = False
     ) -> torch.Tensor:
         """`vitas.search.scoring.correct` on this rank's device: of all images, or of this rank's part of them."""
-        source, rank, world = self.recipe.data, self.accelerator.process_index, self.accelerator.num_processes
+        source = self.recipe.data
+        rank = self.accelerator.process_index
+        world = self.accelerator.num_processes
         part = {"rank": rank, "world": world} if shared else {}
         device = self.accelerator.device
         return correct(model, images, mean=source.mean, std=source.std, batch_size=batch_size, device=device, **part)
@@ -99,10 +102,10 @@ class Run:
         return Supernet(self.recipe.space, self.num_classes, sharing=settings.sharing, attention=settings.attention)
 
     def settings(self, *sections: str) -> dict[str, Any]:
-        """What decides the outcome of a stage: its sections, and the images. Where and how fast it runs does not."""
+        """What decides the outcome of a stage: its sections, images, classes. Where and how fast it runs does not."""
         images = self.recipe.data.model_dump(mode="json", exclude={"workers", "test", "holdout"})
         chosen = {name: getattr(self.recipe, name).model_dump(mode="json", exclude=HOW) for name in sections}
-        return {"seed": self.recipe.seed, "data": images, **chosen}
+        return {"seed": self.recipe.seed, "data": images, "classes": self._classes, **chosen}
 
     def claim(self, stage: str, settings: dict[str, Any]) -> Path:
         """The folder of a stage, whose contents were made with just these settings.
@@ -152,9 +155,18 @@ class Run:
                 )
         return weights
 
+    def checksum(self, file: Path) -> str:
+        """The sum of a file that the main process wrote."""
+        return self.main_first(lambda _: hashlib.sha256(file.read_bytes()).hexdigest())
+
     def _made_with(self, folder: Path) -> dict[str, Any]:
         file = folder / "settings.yaml"
-        return read_yaml(file) if file.is_file() else {}
+        # Earlier versions did not say which classes: these, for all that is known.
+        return {"classes": self._classes} | read_yaml(file) if file.is_file() else {}
+
+    @property
+    def _classes(self) -> dict[str, str]:
+        return {str(number): name for number, name in enumerate(self.train.classes)}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -61,8 +61,9 @@ class _NewAndAllowed(DefaultDuplicateElimination):
         return super().do(pop[self.allowed(pop.get("X"))] if len(pop) else pop, *args, **options)
 
 
-def first_generation(space: SearchSpace, budget: Budget, num_classes: int, size: int, *, seed: int,
-                     skip: float) -> np.ndarray:  # fmt: skip
+def first_generation(
+    space: SearchSpace, budget: Budget, num_classes: int, size: int, *, seed: int, skip: float
+) -> np.ndarray:
     """(up to `size`, G) different random genomes inside the counted budget.
 
     Raises:
@@ -138,7 +139,8 @@ def evolve(
             return  # every architecture inside the budget is in the population
         entries = score([space.decode(genome) for genome in generation.get("X")])
         # Through the algorithm's own evaluator: else it counts no evaluations, and some terminations never come.
-        losses, violations = _losses(entries, settings.objectives), budget.violations(_costs(entries))
+        losses = _losses(entries, settings.objectives)
+        violations = budget.violations(_costs(entries))
         algorithm.evaluator.eval(StaticProblem(problem, F=losses, G=violations), generation)
         algorithm.tell(infills=generation)
         yield entries

@@ -27,7 +27,9 @@ class Workers:
     def __init__(
         self, accelerator: Accelerator, score: Callable[[Architecture], dict[str, Any]], journal: Journal
     ) -> None:
-        self.accelerator, self.score, self.journal = accelerator, score, journal
+        self.accelerator = accelerator
+        self.score = score
+        self.journal = journal
         self.store = _store(accelerator)
         self.rounds = 0
 
@@ -39,7 +41,8 @@ class Workers:
         self.rounds += 1
         candidates = broadcast_object_list([candidates])[0]
         todo = {candidate.key: candidate for candidate in candidates if candidate.key not in self.journal.entries}
-        queue, known = list(todo.items()), len({candidate.key for candidate in candidates}) - len(todo)
+        queue = list(todo.items())
+        known = len({candidate.key for candidate in candidates}) - len(todo)
         on_score(known)
         scored: list[Entry] = []
         while (turn := self._add("taken")) <= len(queue):

@@ -56,6 +56,13 @@ class Architecture(Section):
         return [block for block in self.blocks if block is not None]
 
     @property
+    def in_words(self) -> str:
+        """The shape in short: `patch 4, width 36, depth 3, heads 2 to 4`."""
+        heads = sorted({block.heads for block in self.kept})
+        span = " to ".join(dict.fromkeys([str(heads[0]), str(heads[-1])])) if heads else "none"
+        return f"patch {self.patch_size}, width {self.embed_dim}, depth {len(self.kept)}, heads {span}"
+
+    @property
     def key(self) -> str:
         """A short name for journals and file names; equal architectures have equal keys."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]

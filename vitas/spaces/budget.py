@@ -78,7 +78,9 @@ def calibrate_skip(space: SearchSpace, budget: Budget, num_classes: int, *, samp
         )
     if low <= most <= high:
         return 0.0
-    target, fewer, more = (max(low, least) + min(high, most)) / 2, 0.0, 1.0
+    target = (max(low, least) + min(high, most)) / 2
+    fewer = 0.0
+    more = 1.0
     for _ in range(30):
         middle = (fewer + more) / 2
         fewer, more = (middle, more) if mean_cost(middle) > target else (fewer, middle)

@@ -5,6 +5,9 @@ N architectures, D blocks; one token a patch, and one class token.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 
 from vitas.spaces.architecture import Architecture, Block, Population
@@ -21,12 +24,14 @@ def counts(population: Population, num_classes: int) -> dict[str, np.ndarray]:
     the classifier counted once a patch. `macs` is exact: what `torch.utils.flop_counter` counts, halved.
     `params` is what the extracted model holds.
     """
-    embed, patch_pixels = population.embed_dim, 3 * population.patch_size**2
+    embed = population.embed_dim
+    patch_pixels = 3 * population.patch_size**2
     patches = (population.image_size // population.patch_size) ** 2
     head = embed * num_classes
 
     def body(tokens: np.ndarray) -> np.ndarray:
-        tokens, width = tokens[:, None], embed[:, None]
+        tokens = tokens[:, None]
+        width = embed[:, None]
         inner = population.qkv_dim // 3
         linear = width * (population.qkv_dim + inner + 2 * population.mlp_dim)
         return (tokens * linear + 2 * tokens**2 * inner).sum(axis=1)
@@ -59,19 +64,16 @@ def reachable(space: SearchSpace, num_classes: int) -> dict[str, tuple[int, int]
     return {name: (int(values.min()), int(values.max())) for name, values in costs.items()}
 
 
-def uniform_vit(like: Architecture, num_classes: int, *, head_dim: int = 64) -> Architecture:
+def uniform_vit(like: Architecture, num_classes: int, *, min_heads: int = 1) -> Architecture:
     """The smallest plain ViT (DeiT's proportions) that costs no fewer exact MACs than `like`.
 
-    Same image, patch and number of blocks; every block has qkv 3 x and MLP 4 x the embedding, and heads of
-    `head_dim` channels, or one head below that width.
+    Same image, patch and number of blocks; every block has qkv 3 x and MLP 4 x the embedding, and as many heads as
+    most blocks of `like` (of equally frequent counts the largest), but no fewer than `min_heads`.
     """
     target = count(like, num_classes)["macs"]
-    heads = width = 0
-    while True:
-        width += 1
-        heads = max(1, width // head_dim)
-        if width % heads:
-            continue
+    frequency = Counter(block.heads for block in like.kept)
+    heads = max(min_heads, max(frequency, key=lambda heads: (frequency[heads], heads), default=1))
+    for width in itertools.count(heads, heads):
         block = Block(heads=heads, qkv_dim=3 * width, mlp_dim=4 * width)
         vit = Architecture(
             image_size=like.image_size,
@@ -81,3 +83,4 @@ def uniform_vit(like: Architecture, num_classes: int, *, head_dim: int = 64) -> 
         )
         if count(vit, num_classes)["macs"] >= target:
             return vit
+    raise AssertionError("costs rise with the width")

@@ -218,7 +218,9 @@ class SearchSpace(Section):
 
     def _unpack(self, genomes: np.ndarray) -> tuple[np.ndarray, ...]:
         """Choice indices: patch (N,), embedding (N,), operator, qkv and mlp (N, D)."""
-        patch, embed, genes = genomes[:, 0], genomes[:, 1], genomes[:, 2:]
+        patch = genomes[:, 0]
+        embed = genomes[:, 1]
+        genes = genomes[:, 2:]
         if not self.tied_blocks:
             return patch, embed, genes[:, 0::3].copy(), genes[:, 1::3], genes[:, 2::3]
         operators, qkv, mlp = (np.repeat(genes[:, [gene]], self.depth, axis=1) for gene in range(3))
@@ -231,7 +233,8 @@ class SearchSpace(Section):
             genes = np.stack([operators, qkv, mlp], axis=2).reshape(len(patch), -1)
             return np.column_stack([patch, embed, genes])
         skipped = operators == len(self.heads)
-        row, first = np.arange(len(patch)), skipped.argmin(axis=1)
+        row = np.arange(len(patch))
+        first = skipped.argmin(axis=1)
         tied = [genes[row, first] for genes in (operators, qkv, mlp)]
         flags = [skipped.astype(np.int64)] if self.identity != "none" else []
         return np.column_stack([patch, embed, *tied, *flags])

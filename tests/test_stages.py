@@ -1,0 +1,70 @@
+"""What is made from a trained supernet is made from the supernet that the recipe describes."""
+
+import re
+import shutil
+
+import pytest
+from conftest import QUICKSTART, SHORT
+from test_data import folder_of_jpegs
+
+from vitas import recipe
+from vitas.config import UserError
+from vitas.runs import stages
+
+
+def run(folder, *overrides: str) -> None:
+    settings = [*SHORT, "data.workers=0", "supernet.batch_size=8", "retrain.batch_size=8", f"output={folder}"]
+    settings += [f"data.{split}={folder}/images/{split}" for split in ("train", "test")]
+    stages.run(recipe.load(QUICKSTART, [*settings, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run with a supernet that was trained on apples, bananas and cherries."""
+    folder = tmp_path_factory.mktemp("searched")
+    folder_of_jpegs(folder / "images", count=8)
+    run(folder, "stages=[supernet]")
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["stages=[evolve]", "stages=[retrain] retrain.init=supernet"])
+def test_a_supernet_of_other_meaning_is_refused(folder, stage):
+    folder_of_it = folder / "quickstart"
+    stage += f" retrain.architecture={folder}/shape.yaml"
+    settings = recipe.load(QUICKSTART)
+    (folder / "shape.yaml").write_text(settings.space.corner(-1, 4).to_yaml())
+    for changes, words in (
+        ("supernet.sharing=ordinal", "supernet.sharing: bilateral, and the recipe now says ordinal"),
+        ("supernet.attention=shared", "supernet.attention: private_qk, and the recipe now says shared"),
+        ("data.std=[0.5,0.5,0.4]", r"data.std: \[0.5, 0.5, 0.5\], and the recipe now says \[0.5, 0.5, 0.4\]"),
+        ("data.holdout=0.5", "holdout: 0.15, and the recipe now says 0.5"),
+    ):
+        with pytest.raises(UserError, match=f"^{folder_of_it}/supernet: trained with {words}"):
+            run(folder, *stage.split(), *changes.split())
+    with pytest.raises(UserError, match=r"other/supernet/model.safetensors: No such file .* needs a supernet"):
+        run(folder, *stage.split(), "name=other")
+    assert not (folder_of_it / "evolution").exists() and not (folder_of_it / "retrain").exists()
+
+
+def test_other_classes_in_the_same_place_are_refused(folder):
+    shutil.copytree(folder / "quickstart", folder / "again")
+    file = folder / "again" / "supernet" / "settings.yaml"
+    file.write_text(file.read_text().replace("cherry", "citron"))
+    for stage, words in (("supernet", "made"), ("evolve", "trained")):
+        words = rf"again/supernet: {words} with classes.2: citron, and the recipe now says cherry"
+        with pytest.raises(UserError, match=words):
+            run(folder, "name=again", f"stages=[{stage}]")
+    file.write_text(re.sub(r"classes:\n(  '\d'.*\n)+", "", file.read_text()))  # as earlier versions wrote it
+    assert "citron" not in file.read_text()
+    run(folder, "name=again", "stages=[supernet]")
+
+
+def test_a_retraining_from_another_supernet_is_not_taken_for_this_one(folder):
+    shutil.copytree(folder / "quickstart", folder / "twice")
+    (folder / "shape.yaml").write_text(recipe.load(QUICKSTART).space.corner(-1, 4).to_yaml())
+    of_it = ["name=twice", "retrain.init=supernet", f"retrain.architecture={folder}/shape.yaml"]
+    run(folder, *of_it, "stages=[retrain]")
+    shutil.rmtree(folder / "twice" / "supernet")
+    run(folder, *of_it, "stages=[supernet]", "supernet.lr=0.001")
+    with pytest.raises(UserError, match=r"twice/retrain: made with supernet: \w+, and the recipe now says \w+"):
+        run(folder, *of_it, "stages=[retrain]", "supernet.lr=0.001")
