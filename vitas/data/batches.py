@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitas.data.images import first_readable
 from vitas.data.plan import Plan
-from vitas.data.sources import Split
+from vitas.data.splits import Split
 from vitas.data.stream import Stream
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from vitas import recipe
 from vitas.config import UserError
 from vitas.data import augment, batches, sources, stream
+from vitas.data.splits import Split
 from vitas.files import write_atomically
 from vitas.models import registry, saved, throughput
 from vitas.models.vit import VisionTransformer
@@ -161,12 +162,14 @@ def _train_one(run: Run, architecture: Architecture, folder: Path, *, init: str)
     _train(run, model, settings, folder, run.train, architecture.image_size, inputs=lambda step: ())
 
 
-def _train(run: Run, model: nn.Module, settings: Training, folder: Path, images: sources.Split, image_size: int, *,
+def _train(run: Run, model: nn.Module, settings: Training, folder: Path, images: Split, image_size: int, *,
            inputs: Callable[[int], tuple[Any, ...]]) -> None:  # fmt: skip
     source, seed = run.recipe.data, run.recipe.seed
     transform = augment.train_transform(image_size, settings.augment, source)
     count = run.main_first(
-        lambda _: stream.count_images(images, source.examples, run.folder / "cache" / f"{folder.name}_images")
+        lambda main: stream.count_images(
+            images, source.examples, run.folder / "cache" / f"{folder.name}_images.json", write=main
+        )
     )
     Trainer(
         accelerator=run.accelerator,

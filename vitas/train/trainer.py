@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from vitas.config import RankError, UserError
 from vitas.data.batches import Batch
 from vitas.data.plan import Plan, make_plan
-from vitas.data.sources import Unreadable
+from vitas.data.splits import Unreadable
 from vitas.models.saved import save_weights
 from vitas.recipe import Training
 from vitas.report import tracking
