@@ -35,29 +35,34 @@ FILES = ("data.train", "data.test")
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def _class_names(value: Any) -> Any:
-    """The names in a file, and names that YAML took for numbers as texts."""
+def _class_names(value: Any) -> int | list[str] | None:
+    """The number of classes as it is, or their names, also from a file; names that YAML took for numbers are texts."""
+    expected = "expected a number from 2 on, the names as [a, b], or a file with a name on each line"
+    names: Any = value
     if isinstance(value, str):
         try:
-            value = expanded(value).read_text(encoding="utf-8").splitlines()
+            names = [
+                line.strip() for line in expanded(value).read_text(encoding="utf-8-sig").splitlines() if line.strip()
+            ]
         except OSError as error:
-            raise ValueError(f"{value}: {error.strerror}; expected a number, [names], or a file of names") from None
+            raise ValueError(f"{value}: {error.strerror}; {expected}") from None
         except UnicodeDecodeError:
-            raise ValueError(f"{value}: not a text file; expected a name on each line") from None
-        value = [name.strip() for name in value if name.strip()]
-    if not isinstance(value, list):
+            raise ValueError(f"{value}: not a text file; {expected}") from None
+    if value is None or (type(value) is int and value >= 2):
         return value
-    names = [str(name) if type(name) in (int, float) else name for name in value]
-    if twice := [name for name, count in Counter(map(str, names)).items() if count > 1]:
-        raise ValueError(f"{twice[0]} is there twice")
+    if not isinstance(names, list) or len(names) < 2 or not all(type(name) in (str, int, float) for name in names):
+        raise ValueError(f"{expected}, got {one_line(repr(value))}")
+    names = list(map(str, names))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"class {twice[0]} is there twice")
     return names
 
 
 Classes = Annotated[
-    Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)] | None,
-    BeforeValidator(_class_names, json_schema_input_type=int | list[str | float] | str | None),
+    int | list[str] | None,
+    BeforeValidator(_class_names, json_schema_input_type=PositiveInt | list[str | float] | str | None),
 ]
-"""How many classes there are, or their names; may be given as a file of names."""
+"""How many classes there are, or their names; a recipe may give the file that holds them."""
 
 
 class Data(Section):

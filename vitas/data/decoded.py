@@ -42,7 +42,7 @@ def decoded(split: Split, folder: Path, image_size: int, data: Data, *, write: b
     if unreadable is not None:
         try:
             return _loaded(folder, split, unreadable)
-        except (OSError, ValueError, EOFError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             say(f"{folder}: damaged; decoded anew ({one_line(error)})")
     if key is None:
         return None
@@ -52,11 +52,11 @@ def decoded(split: Split, folder: Path, image_size: int, data: Data, *, write: b
 
 
 def _loaded(folder: Path, split: Split, unreadable: dict[str, str]) -> Cached:
-    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    images, labels = (np.lib.format.open_memmap(folder / name, "r") for name in ("images.npy", "labels.npy"))
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images, {len(labels)} labels")
     split.unreadable.reasons.update(unreadable)
-    return Cached(images, labels)
+    return Cached(images, np.array(labels))
 
 
 def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> dict[str, str]:

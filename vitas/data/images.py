@@ -34,25 +34,25 @@ def decode(image: Any) -> Image.Image:
     """
     if image is None:
         raise ValueError("no image")
-    with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
-        opened.load()
-        upright = ImageOps.exif_transpose(opened) if _turned(opened) else opened
-        if upright.mode.startswith(("I", "F")):
-            return _eight_bits(upright).convert("RGB")
-        if upright.has_transparency_data:
-            seen = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-        return upright.convert("RGB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of small damages such as in EXIF, once an image
+        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
+            opened.load()
+            upright = ImageOps.exif_transpose(opened) if _turned(opened) else opened
+            if upright.mode.startswith(("I", "F")):
+                return _eight_bits(upright).convert("RGB")
+            if upright.has_transparency_data:
+                seen = upright.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+            return upright.convert("RGB")
 
 
 def _turned(image: Image.Image) -> bool:
     """Whether the EXIF of an image turns or mirrors it. Photos with a damaged EXIF are common, and not turned."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
-        except Exception:  # from the middle of Pillow's parser, of any kind
-            return False
+    try:
+        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    except Exception:  # from the middle of Pillow's parser, of any kind
+        return False
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,9 +86,12 @@ class Split:
         # `iter`, because plain iteration would deal this one shard out to the loader's workers once more.
         batches = self.dataset.shard(self.dataset.num_shards, shard).iter(batch_size=32)
         pairs = (pair for batch in batches for pair in zip(batch["image"], batch["label"], strict=True))
-        for number, (image, label) in enumerate(pairs):
-            if not self.stride or (number % self.stride == self.stride - 1) == self.held_out:
-                yield self._example(f"shard {shard} image {number}", image, label)
+        try:
+            for number, (image, label) in enumerate(pairs):
+                if not self.stride or (number % self.stride == self.stride - 1) == self.held_out:
+                    yield self._example(f"shard {shard} image {number}", image, label)
+        except (tarfile.TarError, pa.ArrowException) as error:
+            raise UserError(f"{self.unreadable.source}: shard {shard}: not readable: {one_line(error)}") from None
 
     def key(self) -> dict[str, Any]:
         """What decides which images these are, and their labels, as plain JSON: others give another key."""
@@ -121,20 +125,15 @@ def _paths(dataset: datasets.Dataset, rows: np.ndarray) -> list[str]:
 
 
 def _stamp(files: Iterable[str]) -> str:
-    """The digest of names, sizes and times of files; the folder that they all lie in does not count."""
-    files = list(files)
-    try:
-        root = os.path.commonpath(list(map(os.path.dirname, files)))
-    except ValueError:  # no files, or files without a common folder
-        root = ""
+    """The digest of the names, sizes and times of files."""
     lines = []
     for file in files:
         try:
             found = os.stat(file)
         except OSError:
-            lines.append(f"{file[len(root) :]} missing")
+            lines.append(f"{file} missing")
         else:
-            lines.append(f"{file[len(root) :]} {found.st_size} {found.st_mtime_ns}")
+            lines.append(f"{file} {found.st_size} {found.st_mtime_ns}")
     return _digest(lines)
 
 
