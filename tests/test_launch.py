@@ -154,6 +154,20 @@ def test_a_stream_gives_the_accuracy_of_the_same_images_loaded_whole(whole, tmp_
     assert abs(accuracy["whole"] - accuracy["stream"]) < 3
 
 
+def test_other_test_images_under_the_same_name_give_their_own_accuracy(whole, tmp_path):
+    run = tmp_path / "runs" / "quickstart"
+    shutil.copytree(whole, run)
+    launch(QUICKSTART, *SHORT, "stages=[evaluate]", cwd=tmp_path)
+    assert outcome_of_evaluation(run) == outcome_of_evaluation(whole)
+    other = [*SHORT, "stages=[evaluate]", "data.test=digits:train"]
+    done = launch(QUICKSTART, *other, ranks=2, cwd=tmp_path)
+    assert done.stdout.count("made with another") == 1
+    assert "on 1437 test images" in done.stdout
+    launch(QUICKSTART, *other, "name=fresh", f"evaluate.weights={run}/retrain", cwd=tmp_path)
+    fresh = outcome_of_evaluation(run.parent / "fresh")
+    assert list(fresh.values()) == [outcome_of_evaluation(run)["found"]]
+
+
 def outcome_of_evaluation(run: Path) -> dict:
     rows = json.loads((run / "evaluation.json").read_text())
     return {name: {key: row[key] for key in ("top1", "top5", "macs", "params")} for name, row in rows.items()}

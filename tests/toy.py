@@ -9,7 +9,7 @@ from torch import nn
 
 from vitas import cli, recipe
 from vitas.data.batches import Batch
-from vitas.data.sources import Unreadable
+from vitas.data.splits import Unreadable
 from vitas.recipe import Retraining
 from vitas.report import tracking
 from vitas.runs.accelerator import make_accelerator

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `$VARIABLES` filled in."""
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Replaces a file by a whole one: a reader or a kill finds the old or the new content, never a part."""
     file.parent.mkdir(parents=True, exist_ok=True)

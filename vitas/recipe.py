@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,6 +21,7 @@ from pydantic import (
 )
 
 from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse
+from vitas.files import expanded
 from vitas.spaces.budget import Budget, calibrate_skip
 from vitas.spaces.space import SearchSpace
 
@@ -29,23 +32,59 @@ Channel = Annotated[list[float], Field(min_length=3, max_length=3)]
 MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
 """Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
 
+FILES = ("data.train", "data.test")
+"""Keys whose values are files, and may be patterns."""
+
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def _class_names(value: Any) -> int | list[str] | None:
+    """The number of classes as it is, or their names, also from a file; names that YAML took for numbers are texts."""
+    expected = "expected a number from 2 on, the names as [a, b], or a file with a name on each line"
+    names: Any = value
+    if isinstance(value, str):
+        try:
+            names = [
+                line.strip() for line in expanded(value).read_text(encoding="utf-8-sig").splitlines() if line.strip()
+            ]
+        except OSError as error:
+            raise ValueError(f"{value}: {error.strerror}; {expected}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{value}: not a text file; {expected}") from None
+    if value is None or (type(value) is int and value >= 2):
+        return value
+    if not isinstance(names, list) or len(names) < 2 or not all(type(name) in (str, int, float) for name in names):
+        raise ValueError(f"{expected}, got {one_line(repr(value))}")
+    names = list(map(str, names))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"class {twice[0]} is there twice")
+    return names
+
+
+Classes = Annotated[
+    int | list[str] | None,
+    BeforeValidator(_class_names, json_schema_input_type=PositiveInt | list[str | float] | str | None),
+]
+"""How many classes there are, or their names; a recipe may give the file that holds them."""
 
 
 class Data(Section):
     """Where the images come from."""
 
     train: str = "digits"
-    """`digits`, a folder of class folders, `*.parquet` or `*.tar` files (a glob), or a Hub name such as
-    `ILSVRC/imagenet-1k:train`."""
+    """`digits`, a folder of class folders, `.parquet` files, WebDataset `.tar` files, a `.csv` or `.tsv` of image
+    files and labels, a folder of `save_to_disk`, or a Hub name such as `ILSVRC/imagenet-1k:train`. `~`, `$VARIABLES`,
+    `*` and `{000..127}` are filled in. Of a folder with parts, such as train and test, each key takes its own;
+    `FOLDER:PART` takes another."""
     test: str | None = None
     """Where the test images come from, in the same forms; may be left out for `digits`."""
     image_column: str | None = None
     """The column of images; found from the features if left out."""
     label_column: str | None = None
     """The column of class labels; found from the features if left out."""
-    classes: PositiveInt | None = None
-    """Number of classes; needed where the labels of a stream are plain numbers, and to check a recipe without data."""
+    classes: Classes = None
+    """Number of classes, their names in order, or a file with a name on each line. Needed where the labels of a stream
+    are plain numbers (a number) or texts (names), and to check a recipe without data."""
     examples: PositiveInt | None = None
     """Number of training images; known, a stream is not read through to count them, and a check needs no data."""
     streaming: bool = False
@@ -62,6 +101,11 @@ class Data(Section):
     """Standard deviation of each RGB channel, in [0, 1]."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
     """At test, the shorter side is resized to image_size / crop_pct before the centre crop."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that the recipe says, if it does."""
+        return len(self.classes) if isinstance(self.classes, list) else self.classes
 
 
 class Augment(Section):
@@ -282,6 +326,7 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """
     values = _read(Path(file), ())
     source = str(file)
+    given: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -291,7 +336,11 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         try:
             value = yaml.load(text, _Loader)
         except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"{override}: not YAML: {one_line(error)}") from None
+            if key not in FILES:
+                raise UserError(f"{override}: not YAML: {one_line(error)}") from None
+            value = text  # to YAML `*.tar` is an alias, and `{a,b}/*.tar` a broken mapping
+        if key in FILES and given.setdefault(key, value) != value:
+            raise UserError(f"{override}: {key} is given twice; quote braces, or the shell takes them apart")
         *path, last = key.split(".")
         section = values
         for part in path:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitas.data.images import first_readable
 from vitas.data.plan import Plan
-from vitas.data.sources import Split, Unreadable
+from vitas.data.splits import Split, Unreadable
 from vitas.data.stream import Stream
 
 
@@ -74,7 +74,7 @@ def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int
     if split.streamed:  # no more workers than this rank has shards
         workers = min(workers, max(1, split.dataset.num_shards // plan.world))
     options: dict[str, Any] = {"num_workers": min(workers, os.cpu_count() or 1), "pin_memory": pin_memory}
-    options["worker_init_fn"] = _outlive_a_stop
+    options["worker_init_fn"] = outlive_a_stop
     if split.streamed:
         stream = Stream(split, transform, plan, seed, shuffle_buffer)
         return DataLoader(stream, batch_size=plan.micro_batch, collate_fn=_collate, **options)
@@ -83,7 +83,7 @@ def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int
     return DataLoader(rows, batch_sampler=batches, collate_fn=_collate, **options)  # pyright: ignore[reportArgumentType]
 
 
-def _outlive_a_stop(_: int) -> None:
+def outlive_a_stop(_: int) -> None:
     """A worker that is told to end, with its rank, gives it a minute to take its last step and save."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vitas.config import UserError, one_line
+from vitas.data import keyed
 from vitas.data.augment import preprocessing
-from vitas.data.images import UNREADABLE, decode
-from vitas.data.sources import Split
+from vitas.data.batches import outlive_a_stop
+from vitas.data.images import DECODING, UNREADABLE, decode
+from vitas.data.splits import Split
 from vitas.recipe import Data
+from vitas.report.terminal import say
 
 
 class Cached(NamedTuple):
@@ -30,41 +32,69 @@ class Cached(NamedTuple):
 def decoded(split: Split, folder: Path, image_size: int, data: Data, *, write: bool) -> Cached | None:
     """The images of `split`, resized and centre-cropped, decoded once into `folder`; unreadable ones are left out.
 
-    With `write` they are decoded if they are not there yet; without, they are None until somebody has.
+    With `write` they are decoded if they are not there yet, or if what is there was made from others, in another way,
+    or is damaged; without, they are what is there, or None.
     """
-    if not (folder / "labels.npy").is_file():
-        if not write:
-            return None
-        _decode_all(split, folder, image_size, data)
-    split.unreadable.reasons.update(json.loads((folder / "unreadable.json").read_text()))
-    return Cached(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy"))
+    how = {"decoding": DECODING} | preprocessing(image_size, data)  # normalised later, by scoring
+    how = {name: value for name, value in how.items() if name not in ("mean", "std")}
+    key = {**split.key(), **how} if write else None
+    file = folder / "key.json"
+    unreadable = keyed.read(file, key)
+    if unreadable is not None:
+        try:
+            return _loaded(folder, split, unreadable)
+        except (OSError, ValueError, TypeError) as error:
+            say(f"{folder}: damaged; decoded anew ({one_line(error)})")
+    if key is None:
+        return None
+    file.unlink(missing_ok=True)  # from here on until it is there again, the folder is not whole
+    keyed.write(file, key, unreadable := _decode_all(split, folder, image_size, data))
+    return _loaded(folder, split, unreadable)
 
 
-def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> None:
+def _loaded(folder: Path, split: Split, unreadable: dict[str, str]) -> Cached:
+    images, labels = (np.lib.format.open_memmap(folder / name, "r") for name in ("images.npy", "labels.npy"))
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images, {len(labels)} labels")
+    split.unreadable.reasons.update(unreadable)
+    return Cached(images, np.array(labels))
+
+
+def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> dict[str, str]:
+    """Writes the images and the labels; returns the names of unreadable images with the reasons."""
     transform: Any = create_transform(**preprocessing(image_size, data), use_prefetcher=True)
     parts = _Parts(split, transform)
     folder.mkdir(parents=True, exist_ok=True)
     labels: list[int] = []
     reasons: dict[str, str] = {}
     bar = tqdm(desc=f"decode {folder.name}", unit=" images", leave=False, total=parts.images)
-    with open(folder / "images.tmp", "wb") as raw:
-        for images, numbers, unreadable in DataLoader(
-            parts, batch_size=None, num_workers=min(data.workers, len(parts), os.cpu_count() or 1)
-        ):
-            raw.write(images.numpy().tobytes())
-            labels += numbers
-            reasons |= unreadable
-            bar.update(len(numbers))
-    bar.close()
+    workers = min(data.workers, len(parts), os.cpu_count() or 1)
+    loader = DataLoader(parts, batch_size=None, num_workers=workers, worker_init_fn=outlive_a_stop)
+    try:
+        with open(folder / "images.tmp", "wb") as raw:
+            for images, numbers, unreadable in loader:
+                raw.write(images.numpy().tobytes())
+                labels += numbers
+                reasons |= unreadable
+                bar.update(len(numbers))
+    except UserError as error:  # a worker's has a traceback before it
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+    finally:
+        bar.close()
     if not labels:
         raise UserError(f"{split.unreadable.source}: no image can be read; {one_line(reasons)}")
     shape = (len(labels), 3, image_size, image_size)
-    np.save(folder / "images.npy", np.memmap(folder / "images.tmp", np.uint8, "r", shape=shape))
+    _save(folder / "images.npy", np.memmap(folder / "images.tmp", np.uint8, "r", shape=shape))
+    _save(folder / "labels.npy", np.array(labels))
     (folder / "images.tmp").unlink()
-    (folder / "unreadable.json").write_text(json.dumps(reasons))
-    # The labels come last, by a rename: a folder that holds them is whole.
-    np.save(folder / "labels.tmp.npy", np.array(labels))
-    (folder / "labels.tmp.npy").rename(folder / "labels.npy")
+    return reasons
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    with file.open("wb") as out:
+        np.save(out, array)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 class _Parts(Dataset[Any]):

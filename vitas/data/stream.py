@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from vitas.data import keyed
 from vitas.data.images import first_readable
 from vitas.data.plan import Plan
-from vitas.data.sources import Split
+from vitas.data.splits import Split
 
 
 class Stream(IterableDataset[Any]):
@@ -56,19 +57,25 @@ class Stream(IterableDataset[Any]):
             yield from mine
 
 
-def count_images(split: Split, known: int | None, cache: Path) -> int:
+def count_images(split: Split, known: int | None, file: Path, *, write: bool = True) -> int:
     """The number of images, unreadable ones included.
 
     Of a stream it follows from the `known` number of all training images; if that is not known, the stream is read
-    through once, and the number remembered in `cache`.
+    through once, and the number remembered in `file`. Without `write` it is read from there, whatever it is of.
     """
     if split.indices is not None:
         return len(split.indices)
+    if split.origin.images is not None:
+        known = len(split.origin.images)
     if known is not None:
         return known - known // split.stride if split.stride else known
-    if not cache.is_file():
+    if not write:
+        return keyed.read(file)
+    key = split.key()
+    count = keyed.read(file, key)
+    if not isinstance(count, int):
         shards = range(split.dataset.num_shards)
         counts = [sum(1 for _ in split.examples(shard)) for shard in tqdm(shards, desc="count images", leave=False)]
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(str(sum(counts)))
-    return int(cache.read_text())
+        count = sum(counts)
+        keyed.write(file, key, count)
+    return count

@@ -100,10 +100,10 @@ def _images(settings: Recipe) -> dict[str, Any]:
     try:
         train, test = sources.open_splits(source, train=settings.stages != ["evaluate"])
     except UserError as error:
-        if source.classes is None or source.examples is None:
+        if source.num_classes is None or source.examples is None:
             raise
         holdout = round(source.examples * source.holdout)
-        counts = {"classes": source.classes, "train_images": source.examples, "holdout_images": holdout}
+        counts = {"classes": source.num_classes, "train_images": source.examples, "holdout_images": holdout}
         return {"data": f"NOT AT HAND ({error}); counted by data.classes and data.examples", **counts}
     found: dict[str, Any] = {"data": "found", "classes": len(train.classes)}
     holdout = train.hold_out(source.holdout, settings.seed)[1]

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from vitas.config import UserError, read_yaml
-from vitas.data import decoded, sources
+from vitas.data import decoded
+from vitas.data.splits import Split
 from vitas.files import write_atomically
 from vitas.models.supernet import Supernet
 from vitas.recipe import MAY_CHANGE, Recipe
@@ -45,8 +46,8 @@ class Run:
     accelerator: Accelerator
     tracker: Tracker
     stop: StopRequest
-    train: sources.Split
-    test: sources.Split
+    train: Split
+    test: Split
 
     @property
     def folder(self) -> Path:
@@ -77,7 +78,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         return work(False)
 
-    def cached(self, split: sources.Split, name: str, image_size: int) -> decoded.Cached:
+    def cached(self, split: Split, name: str, image_size: int) -> decoded.Cached:
         """The images of a split at one size, decoded once for all ranks."""
         work = partial(
             decoded.decoded, split, self.folder / "cache" / f"{name}_{image_size}", image_size, self.recipe.data

@@ -22,6 +22,7 @@ from torch import nn
 from vitas import recipe
 from vitas.config import UserError, did_you_mean
 from vitas.data import augment, batches, sources, stream
+from vitas.data.splits import Split
 from vitas.files import write_atomically
 from vitas.models import registry, saved, throughput
 from vitas.models.vit import VisionTransformer
@@ -223,13 +224,15 @@ def _train(
     model: nn.Module,
     settings: Training,
     folder: Path,
-    split: sources.Split,
+    split: Split,
     image_size: int,
     inputs: Callable[[int], tuple[Any, ...]],
 ) -> None:
     source = run.recipe.data
     size = run.main_first(
-        lambda _: stream.count_images(split, source.examples, run.folder / "cache" / f"{folder.name}_images")
+        lambda main: stream.count_images(
+            split, source.examples, run.folder / "cache" / f"{folder.name}_images.json", write=main
+        )
     )
     data = batches.TrainingData(
         split,
