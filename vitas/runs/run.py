@@ -14,7 +14,7 @@ import yaml
 from accelerate import Accelerator
 from torch import nn
 
-from vitas.config import UserError
+from vitas.config import UserError, read_yaml
 from vitas.data import decoded, sources
 from vitas.files import write_atomically
 from vitas.models.supernet import Supernet
@@ -103,7 +103,10 @@ class Run:
         folder = self.folder / stage
         file = folder / "settings.yaml"
         settings = json.loads(json.dumps(settings))
-        before = yaml.safe_load(file.read_text()) if file.is_file() else settings
+        damaged = f"damaged: delete it to trust what is in {folder}, or all of {folder}"
+        before = read_yaml(file, otherwise=damaged) if file.is_file() else settings
+        if not isinstance(before, dict):
+            raise UserError(f"{file}: {damaged}")
         if before != settings:
             old, new = _flat(before), _flat(settings)
             key = next(key for key in (*new, *old) if old.get(key) != new.get(key))

@@ -6,20 +6,23 @@ resumes by itself, and does nothing when it is done.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save
 from torch import nn
 
 from vitas import recipe
 from vitas.config import UserError
 from vitas.data import augment, batches, sources, stream
-from vitas.files import write_atomically
+from vitas.data.decoded import Cached
+from vitas.files import make_folder, write_atomically
 from vitas.models import registry, saved, throughput
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe, Training
@@ -27,6 +30,7 @@ from vitas.report import tracking
 from vitas.report.tables import table
 from vitas.report.terminal import say
 from vitas.report.tracking import Tracker
+from vitas.runs import prerequisites
 from vitas.runs.accelerator import make_accelerator
 from vitas.runs.evolve import evolve
 from vitas.runs.run import Run
@@ -39,7 +43,10 @@ from vitas.train.trainer import Trainer
 
 def run(settings: Recipe) -> None:
     """Does the stages of a recipe, from wherever an earlier run of it stopped."""
+    make_folder(settings.folder)
+    prerequisites.check(settings)
     accelerator = make_accelerator(settings)
+    tracker = Tracker(settings, accelerator)
     with accelerator.main_process_first():
         train, test = sources.open_splits(settings.data, train=settings.stages != ["evaluate"])
     if accelerator.is_main_process:
@@ -48,7 +55,6 @@ def run(settings: Recipe) -> None:
         say(f"{settings.name}: {', '.join(settings.stages)} on {device} ({accelerator.distributed_type.value}), "
             f"in {settings.folder}")  # fmt: skip
     accelerator.wait_for_everyone()
-    tracker = Tracker(settings, accelerator)
     context = Run(settings, accelerator, tracker, StopRequest(), train, test)
     works = {"supernet": supernet, "evolve": evolve, "retrain": retrain, "baseline": baseline, "evaluate": evaluate}
     for stage in settings.stages:
@@ -65,9 +71,8 @@ def supernet(run: Run) -> None:
     folder = run.claim("supernet", run.settings("space", "supernet") | {"holdout": settings.data.holdout, "skip": skip})
     if (folder / "model.safetensors").is_file():
         return
-    run.say(
-        f"supernet: {space.size:.2e} architectures" + (f", blocks skipped with probability {skip:.3f}" if skip else "")
-    )
+    skipping = f", blocks skipped with probability {skip:.3f}" if skip else ""
+    run.say(f"supernet: {Decimal(space.size):.2e} architectures{skipping}")
     images, _ = run.train.hold_out(settings.data.holdout, settings.seed)
     _train(
         run,
@@ -104,8 +109,6 @@ def evaluate(run: Run) -> None:
         names = {"retrain": "found", "baseline": "uniform ViT"}
         loaders = {name: partial(saved.load_model, run.folder / stage) for stage, name in names.items()
                    if (run.folder / stage / "model.safetensors").is_file()}  # fmt: skip
-    if not loaders:
-        raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain, or evaluate.weights")
     rows: dict[str, dict[str, float]] = {}
     total = 0
     for name, load in loaders.items():
@@ -113,37 +116,49 @@ def evaluate(run: Run) -> None:
         if model.num_classes != run.num_classes:
             raise UserError(f"{name}: has {model.num_classes} classes, the data {run.num_classes}")
         images = run.cached(run.test, "test", model.architecture.image_size)
-        if settings.compile:
-            model.compile()
-        with explained(lambda: f"evaluate: out of memory; lower evaluate.batch_size from {settings.batch_size}"):
-            counts = run.correct(model, images, settings.batch_size, shared=True)
-        reduced: Any = accelerator.reduce(counts, "sum")
-        right, among_five, total = reduced.tolist()
-        rows[name] = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}
-        rows[name] |= cost.count(model.architecture, run.num_classes)
-        if accelerator.is_main_process:  # alone: ranks of one machine would slow each other down
-            rows[name][tracking.THROUGHPUT] = throughput.measure_throughput(
-                model, model.architecture.image_size, batch_size=settings.throughput_batch, device=accelerator.device
-            )
-        accelerator.wait_for_everyone()
+        of = {tracking.MODEL: name, tracking.INPUTS: _inputs(run, model, images)}
+        rows[name] = run.tracker.find("evaluate", **of) or _figures(run, model, images)
+        run.tracker.log("evaluate", 0, **of, **rows[name])
+        total = len(images.labels)
     if accelerator.is_main_process:
-        for name, row in rows.items():
-            run.tracker.log("evaluate", 0, model=name, **row)
         write_atomically(run.folder / "evaluation.json", json.dumps(rows, indent=1))
         run.test.unreadable.tell(say)
-        say(table(rows, int(total)))
+        say(table(rows, total))
+
+
+def _inputs(run: Run, model: VisionTransformer, images: Cached) -> str:
+    """A short name for all that figures come from: the same inputs are not evaluated twice."""
+    data = run.recipe.data.model_dump(include={"test", "image_column", "label_column", "mean", "std", "crop_pct"})
+    how = [data, run.recipe.evaluate.model_dump(), model.architecture.model_dump(), run.accelerator.device.type]
+    sample = images.images[:: len(images.labels) // 64 + 1].tobytes()
+    parts = (json.dumps(how).encode(), images.labels.tobytes(), sample, save(model.state_dict()))
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def _figures(run: Run, model: VisionTransformer, images: Cached) -> dict[str, float]:
+    """Top-1 and top-5 in percent, costs, and, on the main process, images/s."""
+    settings, accelerator = run.recipe.evaluate, run.accelerator
+    if settings.compile:
+        model.compile()
+    with explained(lambda: f"evaluate: out of memory; lower evaluate.batch_size from {settings.batch_size}"):
+        counts = run.correct(model, images, settings.batch_size, shared=True)
+    reduced: Any = accelerator.reduce(counts, "sum")
+    right, among_five, total = reduced.tolist()
+    row = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}
+    row |= cost.count(model.architecture, run.num_classes)
+    if accelerator.is_main_process:  # alone: ranks of one machine would slow each other down
+        row[tracking.THROUGHPUT] = throughput.measure_throughput(
+            model, model.architecture.image_size, batch_size=settings.throughput_batch, device=accelerator.device
+        )
+    accelerator.wait_for_everyone()
+    return row
 
 
 def _architecture(run: Run) -> Architecture:
     name = run.recipe.retrain.architecture
     if name != "best":
         return registry.find(name)
-    file = run.folder / "evolution" / "best.yaml"
-    if not file.is_file():
-        raise UserError(
-            f"{file}: No such file or directory: retrain.architecture: best needs a search; add stage evolve"
-        )
-    return Architecture.from_yaml(file)
+    return Architecture.from_yaml(run.folder / "evolution" / "best.yaml")
 
 
 def _train_one(run: Run, architecture: Architecture, folder: Path, *, init: str) -> None:
@@ -154,7 +169,7 @@ def _train_one(run: Run, architecture: Architecture, folder: Path, *, init: str)
     model = VisionTransformer(architecture, run.num_classes, drop_path_rate=settings.drop_path)
     if init == "supernet":
         net = run.new_supernet()
-        net.load_state_dict(load_file(run.folder / "supernet" / "model.safetensors"))
+        saved.load_weights(net, run.folder / "supernet" / "model.safetensors")
         model.load_state_dict(net.extract(architecture).state_dict())
     if run.accelerator.is_main_process:
         write_atomically(folder / "architecture.yaml", architecture.to_yaml())

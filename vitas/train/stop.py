@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+from vitas.files import expanded
+
 EXIT_STOPPED = 75
 """Exit code of a run that was told to stop, has saved, and wants to be started again (EX_TEMPFAIL)."""
 
@@ -21,7 +23,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = self.noted = False
-        self.file = os.environ.get(STOP_FILE)
+        named = os.environ.get(STOP_FILE)
+        self.file = expanded(named) if named else None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
 
