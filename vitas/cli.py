@@ -8,17 +8,21 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from vitas import recipe
 from vitas.config import RankError, UserError
+from vitas.files import expanded
 from vitas.models import registry, release, saved, vit
 from vitas.spaces import cost
+from vitas.spaces.architecture import MOST_CLASSES
 
 DONE, USER_ERROR = 0, 2
+
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""What a file system says of paths that are the user's to change."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,10 +88,12 @@ def _guarded(work: Callable[[], None]) -> int:
             _complain(f"vitas{'' if rank == '0' else f', rank {rank}'}: {error}")
         return error.exit_code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and (error.filename is None or error.errno not in REFUSED):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _complain(f"vitas: {where}{error.strerror}; make room, and the same command goes on")
+        advice = "; make room, and the same command goes on" if full else ""
+        _complain(f"vitas: {where}{error.strerror}{advice}")
         return USER_ERROR
     return DONE
 
@@ -120,6 +126,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _describe(options: argparse.Namespace) -> None:
     architecture = registry.find(options.architecture)
+    if not 1 <= options.classes <= MOST_CLASSES:
+        raise UserError(f"--classes: expected 1 to {MOST_CLASSES:,}, got {options.classes}")
     costs = cost.count(architecture, options.classes)
     facts = {"flops_paper": costs["flops"], "macs": costs["macs"], "params": costs["params"]}
     if options.json:
@@ -130,10 +138,11 @@ def _describe(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    architecture, state = release.convert(options.file, options.config)
+    config = options.config and expanded(options.config)
+    architecture, state = release.convert(expanded(options.file), config)
     model = vit.from_state(architecture, state, release.PREPROCESSING)
     try:
-        saved.save_model(Path(options.output), model)
+        saved.save_model(expanded(options.output), model)
     except OSError as error:
         raise UserError(f"{options.output}: {error.strerror}") from None
     params = sum(value.numel() for value in state.values())

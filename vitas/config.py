@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +17,9 @@ class UserError(ValueError):
     """A mistake in the user's input. The message is one line."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class RankError(UserError):
@@ -33,15 +38,20 @@ class Section(BaseModel):
     The docstring under a field is its help text, in `vitas check --schema` and in editors.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic reads `true` as 1; in a recipe that is always a mistake.
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and "bool" not in str(field.annotation):
-            raise ValueError(f"expected {_type_name(field.annotation)}, got {str(value).lower()}")
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        for part in value if isinstance(value, list) else [value]:
+            # pydantic reads `true` as 1; in a recipe that is always a mistake.
+            if isinstance(part, bool) and "bool" not in str(annotation):
+                raise ValueError(f"expected {_type_name(annotation)}, got {str(part).lower()}")
+            if isinstance(part, int) and abs(part) >= 2**63:
+                raise ValueError("expected a number of fewer than 19 digits")
+            if isinstance(part, str) and "\0" in part:
+                raise ValueError("expected text without null characters")
         return value
 
 
@@ -72,12 +82,21 @@ def read_yaml(file: Path | str, *, otherwise: str = "not YAML") -> Any:
     Raises:
         UserError: The file is missing, or `otherwise`.
     """
-    try:
+    with reading_yaml(file, otherwise=otherwise):
         return yaml.safe_load(Path(file).read_text())
+
+
+@contextmanager
+def reading_yaml(source: object, *, otherwise: str = "not YAML") -> Iterator[None]:
+    """Turns whatever PyYAML runs into within `source` to one line that says `otherwise`."""
+    try:
+        yield
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {otherwise}: {one_line(error)}") from None
+        raise UserError(f"{source}: {error.strerror}") from None
+    except Exception as error:  # its constructors let through KeyError, RecursionError and more
+        raise UserError(f"{source}: {otherwise}: {one_line(error) or type(error).__name__}") from None
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -110,8 +129,20 @@ def one_line(text: object) -> str:
     return line if len(line) <= 300 else line[:297] + "..."
 
 
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring = 4, 20, 20, 300
+
+
+def _shown(value: Any) -> str:
+    """A value from YAML, however large or deep, on one line."""
+    try:
+        return one_line(_short.repr(value))
+    except ValueError:  # Python refuses to write numbers of thousands of digits
+        return f"a very large {type(value).__name__}"
+
+
 def _explain(section: type[BaseModel], problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    where = one_line(".".join(str(part) for part in problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}{did_you_mean(where, keys(section))}"
     if problem["type"] == "missing":
@@ -119,7 +150,7 @@ def _explain(section: type[BaseModel], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] != "value_error":
         message = message.replace("Input should be", "expected")
-        message += f", got {one_line(repr(problem['input']))}"
+        message += f", got {_shown(problem['input'])}"
     return f"{where}: {message}" if where else message
 
 

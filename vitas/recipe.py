@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,14 +21,17 @@ from pydantic import (
     model_validator,
 )
 
-from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse
+from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse, reading_yaml
 from vitas.files import expanded
-from vitas.spaces.budget import Budget, calibrate_skip
+from vitas.spaces.architecture import MOST_CLASSES
+from vitas.spaces.budget import Budget, Rising, calibrate_skip
 from vitas.spaces.space import SearchSpace
 
 Stage = Literal["supernet", "evolve", "retrain", "baseline", "evaluate"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Channel = Annotated[list[float], Field(min_length=3, max_length=3)]
+Mean = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
+Std = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
+BatchSize = Annotated[int, Field(gt=0, le=2**20)]
 
 MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
 """Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
@@ -40,7 +44,7 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 def _class_names(value: Any) -> int | list[str] | None:
     """The number of classes as it is, or their names, also from a file; names that YAML took for numbers are texts."""
-    expected = "expected a number from 2 on, the names as [a, b], or a file with a name on each line"
+    expected = f"expected a number from 2 to {MOST_CLASSES:,}, the names as [a, b], or a file with a name on each line"
     names: Any = value
     if isinstance(value, str):
         try:
@@ -51,7 +55,7 @@ def _class_names(value: Any) -> int | list[str] | None:
             raise ValueError(f"{value}: {error.strerror}; {expected}") from None
         except UnicodeDecodeError:
             raise ValueError(f"{value}: not a text file; {expected}") from None
-    if value is None or (type(value) is int and value >= 2):
+    if value is None or (type(value) is int and 2 <= value <= MOST_CLASSES):
         return value
     if not isinstance(names, list) or len(names) < 2 or not all(type(name) in (str, int, float) for name in names):
         raise ValueError(f"{expected}, got {one_line(repr(value))}")
@@ -85,7 +89,7 @@ class Data(Section):
     classes: Classes = None
     """Number of classes, their names in order, or a file with a name on each line. Needed where the labels of a stream
     are plain numbers (a number) or texts (names), and to check a recipe without data."""
-    examples: PositiveInt | None = None
+    examples: Annotated[int, Field(gt=0, le=10**12)] | None = None
     """Number of training images; known, a stream is not read through to count them, and a check needs no data."""
     streaming: bool = False
     """Read the training images as a stream instead of indexing them first."""
@@ -95,9 +99,9 @@ class Data(Section):
     """Part of the training images that the search scores candidates on, and no training sees."""
     workers: NonNegativeInt = 4
     """Processes on each rank that read and transform images; never more than cores."""
-    mean: Channel = IMAGENET_MEAN
+    mean: Mean = IMAGENET_MEAN
     """Mean of each RGB channel, in [0, 1]."""
-    std: Channel = IMAGENET_STD
+    std: Std = IMAGENET_STD
     """Standard deviation of each RGB channel, in [0, 1]."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
     """At test, the shorter side is resized to image_size / crop_pct before the centre crop."""
@@ -111,9 +115,9 @@ class Data(Section):
 class Augment(Section):
     """Training augmentation, by timm."""
 
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.08, 1.0)
+    scale: Rising[Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     """Area of the random crop, as a part of the image."""
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
+    ratio: Rising[Annotated[float, Field(ge=0.01, le=100)]] = (0.75, 4 / 3)
     """Aspect ratio of the random crop."""
     hflip: Fraction = 0.5
     """Probability of a horizontal flip."""
@@ -131,25 +135,25 @@ class Augment(Section):
     @field_validator("auto_augment")
     @classmethod
     def _known(cls, policy: str | None) -> str | None:
-        if policy is not None and policy.split("-")[0] not in (
-            "rand",
-            "augmix",
-            "original",
-            "originalr",
-            "v0",
-            "v0r",
-            "3a",
-        ):
-            raise ValueError(f"expected a timm policy such as rand-m9-mstd0.5-inc1, got {policy!r}")
+        kind, *options = (policy or "original").split("-")
+        whole, real = r"\d{1,4}", r"\d{1,4}(\.\d{1,9})?"
+        mstd, others = rf"mstd{real}", rf"(m|n|mmax|inc){whole}|p{real}|t\w+"
+        known = {"rand": rf"{mstd}|{others}", "augmix": rf"{mstd}|(m|w|d|b){whole}|a{real}"}
+        known |= dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), mstd)
+        wrong = [option for option in options if not re.fullmatch(known.get(kind, ""), option)]
+        if kind not in known or wrong:
+            # timm itself passes over what it does not understand.
+            what = f", and not {wrong[0]!r}" if wrong else ""
+            raise ValueError(f"expected a timm policy such as rand-m9-mstd0.5-inc1{what}, got {one_line(repr(policy))}")
         return policy
 
 
 class Training(Section):
     """The one training loop. The same recipe trains the same on any number of ranks."""
 
-    epochs: PositiveFloat = 300
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 300
     """Passes over the training images."""
-    batch_size: PositiveInt = 1024
+    batch_size: BatchSize = 1024
     """Images of one optimizer step, over all ranks and accumulation."""
     micro_batch_size: PositiveInt = 128
     """The most images of one forward on one rank; what is above is accumulated."""
@@ -214,9 +218,9 @@ class Retraining(Training):
 class Evolution(Section):
     """The search by NSGA-II."""
 
-    population: Annotated[int, Field(ge=2)] = 50
+    population: Annotated[int, Field(ge=2, le=10_000)] = 50
     """Architectures of a generation."""
-    generations: PositiveInt = 40
+    generations: Annotated[int, Field(gt=0, le=100_000)] = 40
     """Generations, the first one (random) included."""
     objectives: list[Literal["top1", "flops", "macs", "params"]] = ["top1"]
     """What is improved: top-1 up, costs down. Several give a front."""
@@ -224,7 +228,7 @@ class Evolution(Section):
     """Probability that a gene of a child is drawn anew."""
     score_on: Literal["holdout", "test"] = "holdout"
     """Images that score a candidate. `test` is the paper's choice; the test accuracy is then an optimistic figure."""
-    batch_size: PositiveInt = 256
+    batch_size: BatchSize = 256
     """Images of one forward of a candidate."""
 
     @field_validator("objectives")
@@ -243,9 +247,9 @@ class Evaluation(Section):
     original release."""
     architecture: str | None = None
     """Architecture of `weights`, a name such as `vitas_c` or a YAML file; found from the weights if left out."""
-    batch_size: PositiveInt = 256
+    batch_size: BatchSize = 256
     """Images of one forward."""
-    throughput_batch: PositiveInt = 64
+    throughput_batch: BatchSize = 64
     """Batch size at which images/s are measured."""
     compile: bool = False
     """Compile the model with torch.compile."""
@@ -269,11 +273,11 @@ class Tracking(Section):
 class Recipe(Section):
     """A whole run: supernet, evolve, retrain, evaluate."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=128)]
     """Name of the run, and of its folder."""
     output: str = "runs"
     """Folder of the run folders."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
     stages: list[Stage] = ["supernet", "evolve", "retrain", "evaluate"]
     """What is done, in this order."""
@@ -315,7 +319,7 @@ class Recipe(Section):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.output) / self.name
+        return expanded(self.output) / self.name
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -324,31 +328,34 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: One line that names file and key, what was expected, and the nearest valid name.
     """
-    values = _read(Path(file), ())
+    values = _read(expanded(file), ())
     source = str(file)
     given: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
+        shown = one_line(override)
         if not equals or not key:
-            raise UserError(f"{override}: expected key=value, such as supernet.epochs=10")
+            raise UserError(f"{shown}: expected key=value, such as supernet.epochs=10")
         if key not in (known := keys(Recipe)):
-            raise UserError(f"{override}: unknown key {key}{did_you_mean(key, known)}")
+            raise UserError(f"{shown}: unknown key {one_line(key)}{did_you_mean(key, known)}")
         try:
-            value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError) as error:
+            with reading_yaml(shown):
+                value = yaml.load(text, _Loader)
+        except UserError:
             if key not in FILES:
-                raise UserError(f"{override}: not YAML: {one_line(error)}") from None
+                raise
             value = text  # to YAML `*.tar` is an alias, and `{a,b}/*.tar` a broken mapping
         if key in FILES and given.setdefault(key, value) != value:
             raise UserError(f"{override}: {key} is given twice; quote braces, or the shell takes them apart")
         *path, last = key.split(".")
         section = values
         for part in path:
-            if not isinstance(section.setdefault(part, {}), dict):
+            below = section.get(part, {})
+            if not isinstance(below, dict):
                 raise UserError(f"{source}: {part}: expected keys and values")
-            section = section[part]
+            section[part] = section = dict(below)  # a copy: YAML's `*name` has two sections share one
         section[last] = value
-        source = " ".join([str(file), *overrides])
+        source = one_line(" ".join([str(file), *overrides]))
     return parse(Recipe, values, source=source)
 
 
@@ -362,15 +369,9 @@ def _read(file: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     chain = (*extended_by, file.resolve())
     if file.resolve() in extended_by:
         raise UserError(f"{file}: extends itself, by way of {' -> '.join(path.name for path in chain)}")
-    try:
+    with reading_yaml(file):
         # A runnable recipe is Python and YAML at once; its settings are the last YAML document.
         *_, values = [None, *yaml.load_all(file.read_text(), _Loader)]
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not a text file") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{file}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys and values, got {type(values).__name__}")
     parent = values.pop("extends", None)
@@ -378,9 +379,12 @@ def _read(file: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(parent, str):
         raise UserError(f"{file}: extends: expected a file, got {parent!r}")
-    if not (file.parent / parent).is_file():
-        raise UserError(f"{file}: extends: {file.parent / parent}: No such file or directory")
-    return _merge(_read(file.parent / parent, chain), values)
+    base = file.parent / expanded(parent)
+    if not os.path.isfile(base):
+        raise UserError(f"{file}: extends: {base}: No such file or directory")
+    below = _read(base, chain)
+    with reading_yaml(file):
+        return _merge(below, values)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -398,9 +402,11 @@ class _Loader(yaml.SafeLoader):
         """The values of a YAML mapping."""
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key.value, str):
+                raise ValueError(f"line {key.start_mark.line + 1}: expected a word as key")
             if key.value in seen:
                 raise ValueError(f"line {key.start_mark.line + 1}: key {key.value} is given twice")
-            seen.add(str(key.value))
+            seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 

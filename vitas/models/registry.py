@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
@@ -11,7 +11,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vitas.config import UserError, did_you_mean
+from vitas.config import UserError, did_you_mean, one_line
+from vitas.files import expanded
 from vitas.models import release
 from vitas.models.vit import VisionTransformer
 from vitas.spaces.architecture import Architecture, Block
@@ -38,7 +39,7 @@ def named(name: str) -> Architecture:
     """
     if name not in ARCHITECTURES:
         raise UserError(
-            f"unknown architecture {name}{did_you_mean(name.lower(), ARCHITECTURES)}: "
+            f"unknown architecture {one_line(name)}{did_you_mean(name.lower(), ARCHITECTURES)}: "
             f"expected {', '.join(ARCHITECTURES)}, or a YAML file"
         )
     return ARCHITECTURES[name]
@@ -55,10 +56,10 @@ def find(name_or_file: str) -> Architecture:
     Raises:
         UserError: There is no such name and no such file, or the file says something else.
     """
-    path = Path(name_or_file)
-    if name_or_file in ARCHITECTURES or not (path.exists() or path.suffix or len(path.parts) > 1):
+    path = expanded(name_or_file)
+    if name_or_file in ARCHITECTURES or not (os.path.exists(path) or path.suffix or len(path.parts) > 1):
         return named(name_or_file)
-    return Architecture.from_yaml(path / "architecture.yaml" if path.is_dir() else path)
+    return Architecture.from_yaml(path / "architecture.yaml" if os.path.isdir(path) else path)
 
 
 DECIDED = {

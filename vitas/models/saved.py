@@ -10,10 +10,10 @@ from typing import Any
 import timm
 from safetensors.torch import load_file, save
 from timm.models._hub import save_config_for_hf
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitas.config import UserError, one_line
-from vitas.files import write_atomically
+from vitas.files import expanded, write_atomically
 from vitas.models import release
 from vitas.models.registry import find, name_of
 from vitas.models.vit import VisionTransformer, from_state
@@ -50,6 +50,18 @@ def save_model(folder: Path, model: VisionTransformer) -> None:
     save_weights(folder / "model.safetensors", model.state_dict())
 
 
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Fills a model with the weights of a `.safetensors` file.
+
+    Raises:
+        UserError: The file is missing, damaged, or holds the weights of another model.
+    """
+    try:
+        model.load_state_dict(load_file(file))
+    except Exception as error:  # safetensors and torch raise several kinds; to the user all mean the same
+        raise UserError(f"{file}: does not hold the weights of the {type(model).__name__}: {one_line(error)}") from None
+
+
 def load_model(weights: Path | str, architecture: str | None = None) -> VisionTransformer:
     """The model of an imported, extracted or retrained folder, or of any file of weights; in evaluation mode.
 
@@ -64,7 +76,7 @@ def load_model(weights: Path | str, architecture: str | None = None) -> VisionTr
     Raises:
         UserError: A file is missing or damaged, or the weights are not those of the architecture.
     """
-    weights = Path(weights)
+    weights = expanded(weights)
     weights = weights / "model.safetensors" if weights.is_dir() else weights
     shape = None if architecture is None else find(architecture)
     if weights.suffix != ".safetensors":

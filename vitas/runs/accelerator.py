@@ -35,7 +35,6 @@ def make_accelerator(settings: Recipe) -> Accelerator:
         # Said outright for ranks that torchrun started: Accelerate would take each for a single process, and
         # synchronise nothing. DeepSpeed on CPU ranks, though, refuses the word.
         cpu=on_cpu and not deepspeed,
-        log_with="wandb" if settings.tracking.wandb != "never" else None,
         kwargs_handlers=handlers,
     )
     if accelerator.mixed_precision == "fp16" and on_cpu and not (deepspeed and _deepspeed_knows_fp16()):

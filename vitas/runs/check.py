@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch import nn
 from vitas.config import UserError, one_line
 from vitas.data import sources
 from vitas.data.plan import make_plan
+from vitas.files import expanded, make_folder
 from vitas.models import registry
 from vitas.models.supernet import Supernet
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe, Training
+from vitas.report.tracking import wandb_mode
+from vitas.runs import prerequisites
 from vitas.search import evolution
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
@@ -29,9 +33,15 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
     """The facts of a recipe on a backend.
 
     Raises:
-        UserError: The data is not there, the batch does not divide, or the budget cannot be reached.
+        UserError: The data is not there, the batch does not divide, the budget cannot be reached; and see
+            `prerequisites.check`.
     """
+    prerequisites.check(settings)
+    make_folder(settings.folder, keep=False)
     found: dict[str, Any] = {"name": settings.name, "stages": ", ".join(settings.stages)}
+    mode, why = wandb_mode(settings.tracking.wandb)
+    if mode:
+        found["wandb"] = f"{mode}{why and f': {why}'}"
     images = _images(settings)
     classes = images["classes"]
     found |= images | _search(settings, classes)
@@ -56,10 +66,12 @@ def backend(config_file: str | None, ranks: int | None, precision: str | None) -
     Raises:
         UserError: There is no such file, it is none of Accelerate's, or of a backend that is not ours.
     """
+    if ranks is not None and ranks < 1:
+        raise UserError(f"--ranks: expected 1 or more, got {ranks}")
     if config_file is None:
         return Backend(ranks or 1, precision=precision or "no")
     try:
-        config: Any = load_config_from_file(config_file)
+        config: Any = load_config_from_file(str(expanded(config_file)))
         kind, deepspeed, count = str(config.distributed_type), config.deepspeed_config or {}, config.num_processes
     except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
         raise UserError(f"{config_file}: expected a config file of Accelerate: {one_line(error)}") from None
@@ -119,7 +131,7 @@ def _images(settings: Recipe) -> dict[str, Any]:
 def _search(settings: Recipe, classes: int) -> dict[str, Any]:
     """Size and reach of the space, and whether the budget lies in it."""
     space = settings.space
-    found: dict[str, Any] = {"architectures": f"{space.size:.3e}"}
+    found: dict[str, Any] = {"architectures": f"{Decimal(space.size):.3e}"}
     for name, (low, high) in cost.reachable(space, classes).items():
         found[f"reachable_{name}"] = f"{low:,} to {high:,}"
     if {"supernet", "evolve"} & set(settings.stages):

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
 
 from vitas.config import UserError
 from vitas.data import decoded
 from vitas.files import write_atomically
-from vitas.models import throughput
+from vitas.models import saved, throughput
 from vitas.models.supernet import Supernet
 from vitas.models.vit import VisionTransformer
 from vitas.report import tracking
@@ -47,7 +46,7 @@ def evolve(run: Run) -> None:
         holdout = run.train.hold_out(settings.data.holdout, settings.seed)[1]
         images = run.cached(holdout, "holdout", settings.space.image_size)
     net = run.new_supernet()
-    net.load_state_dict(load_file(weights))
+    saved.load_weights(net, weights)
     net = net.to(accelerator.device).eval()
     journal = run.main_first(lambda _: Journal(folder, accelerator.process_index))
     workers = Workers(accelerator, partial(_score, run, net, images), journal)
@@ -65,7 +64,8 @@ def evolve(run: Run) -> None:
 
         return workers.score_all(candidates, show)
 
-    run.tracker.rewind("evolve", 0)
+    if not journal.entries:  # else the search is replayed, and tells what it told before
+        run.tracker.rewind("evolve", 0)
     generations = evolution.evolve(
         settings.space,
         settings.budget,

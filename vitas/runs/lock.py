@@ -10,7 +10,11 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
 from vitas.config import UserError
+from vitas.files import make_folder
 from vitas.report.terminal import say
 
 NOT_THERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -19,7 +23,21 @@ PATIENCE = 60.0
 """Seconds after which a file server has noticed, at the latest, that the holder's machine is gone."""
 
 
-def hold(folder: Path) -> TextIO:
+def hold(folder: Path, accelerator: Accelerator) -> TextIO | None:
+    """Locks a run folder, on the main process alone. All ranks call it, and are told if it fails: see `lock`."""
+    held, problem = None, None
+    if accelerator.is_main_process:
+        try:
+            held = lock(folder)
+        except UserError as error:
+            problem = str(error)
+    problem = broadcast_object_list([problem])[0]
+    if problem:
+        raise UserError(problem)
+    return held
+
+
+def lock(folder: Path) -> TextIO:
     """Locks a run folder for this process, as long as the returned file is open.
 
     The system frees the lock when the holder dies, however it dies; the host and process that `lock` names are for
@@ -28,11 +46,8 @@ def hold(folder: Path) -> TextIO:
     Raises:
         UserError: Another process is at work in the folder; or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+")
-    except OSError as error:
-        raise UserError(f"output: {folder}: {error.strerror}") from None
+    make_folder(folder)
+    file = (folder / "lock").open("a+")
     end = time.monotonic() + PATIENCE
     told = False
     while True:

@@ -20,7 +20,7 @@ from vitas.data import decoded
 from vitas.data.splits import Split
 from vitas.files import write_atomically
 from vitas.models.supernet import Supernet
-from vitas.recipe import MAY_CHANGE, Recipe
+from vitas.recipe import MAY_CHANGE, Recipe, dump
 from vitas.report.terminal import say
 from vitas.report.tracking import Tracker
 from vitas.search.scoring import correct
@@ -127,8 +127,10 @@ class Run:
                     f"{folder}: made with {key}: {old}, and the recipe now says {new}; "
                     f"give the run another name, or delete {folder}"
                 )
-        if self.accelerator.is_main_process and not (file.is_file() and before == settings):
-            write_atomically(file, yaml.safe_dump(settings, sort_keys=False))
+        if self.accelerator.is_main_process:
+            write_atomically(self.folder / "recipe.yaml", dump(self.recipe))
+            if not file.is_file() or before != settings:
+                write_atomically(file, yaml.safe_dump(settings, sort_keys=False))
         return folder
 
     def supernet_weights(self, purpose: str) -> Path:
@@ -162,8 +164,14 @@ class Run:
 
     def _made_with(self, folder: Path) -> dict[str, Any]:
         file = folder / "settings.yaml"
+        if not file.is_file():
+            return {}
+        damaged = f"damaged: delete it to trust what is in {folder}, or all of {folder}"
+        found = read_yaml(file, otherwise=damaged)
+        if not isinstance(found, dict):
+            raise UserError(f"{file}: {damaged}")
         # Earlier versions did not say which classes: these, for all that is known.
-        return {"classes": self._classes} | read_yaml(file) if file.is_file() else {}
+        return {"classes": self._classes} | found
 
     @property
     def _classes(self) -> dict[str, str]:

@@ -8,23 +8,37 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import yaml
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from vitas.config import Section, parse, read_yaml
+
+# Far above any network there is, and low enough that no count of costs leaves int64 (tested).
+Pixels = Annotated[int, Field(gt=0, le=8192)]
+Channels = Annotated[int, Field(gt=0, le=65_536)]
+MOST_PATCHES, MOST_BLOCKS, MOST_CLASSES = 65_536, 256, 1_000_000
+
+
+def check_patches(image_size: int, patch_size: int) -> None:
+    """Raises ValueError if images are cut into no patch, or into too many."""
+    if not 1 <= (count := (image_size // patch_size) ** 2) <= MOST_PATCHES:
+        raise ValueError(
+            f"patch_size {patch_size} cuts images of {image_size} pixels into {count:,} patches, "
+            f"expected 1 to {MOST_PATCHES:,}"
+        )
 
 
 class Block(Section):
     """One transformer block of an architecture."""
 
-    heads: PositiveInt
+    heads: Channels
     """Attention heads."""
-    qkv_dim: PositiveInt
+    qkv_dim: Channels
     """Channels of q, k and v together; each has a third, split over the heads."""
-    mlp_dim: PositiveInt
+    mlp_dim: Channels
     """Hidden channels of the MLP."""
 
     @model_validator(mode="after")
@@ -41,14 +55,19 @@ class Architecture(Section):
     each position has weights of its own.
     """
 
-    image_size: PositiveInt
+    image_size: Pixels
     """Height and width of the images, in pixels."""
-    patch_size: PositiveInt
+    patch_size: Pixels
     """Height and width of a patch, in pixels."""
-    embed_dim: PositiveInt
+    embed_dim: Channels
     """Channels of a token."""
-    blocks: tuple[Block | None, ...]
+    blocks: Annotated[tuple[Block | None, ...], Field(max_length=MOST_BLOCKS)]
     """The blocks in order; `null` where one is skipped."""
+
+    @model_validator(mode="after")
+    def _has_patches(self) -> Architecture:
+        check_patches(self.image_size, self.patch_size)
+        return self
 
     @property
     def kept(self) -> list[Block]:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field
 
 from vitas.config import Section, UserError
 from vitas.spaces.cost import COUNTED, counts
 from vitas.spaces.space import SearchSpace
 
+N = TypeVar("N")
 
-def _window(values: tuple[float, float]) -> tuple[float, float]:
+
+def _rising(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError(f"expected [lowest, highest], got [{values[0]:g}, {values[1]:g}]")
     return values
 
 
-Window = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], AfterValidator(_window)]
+Rising = Annotated[tuple[N, N], AfterValidator(_rising)]
+"""A pair `[lowest, highest]`."""
+
+Window = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], AfterValidator(_rising)]
 
 
 class Budget(Section):
@@ -33,7 +38,7 @@ class Budget(Section):
     """Parameters of the extracted model."""
     throughput: Window | None = None
     """Images a second, measured on the device of the search."""
-    throughput_batch: PositiveInt = 256
+    throughput_batch: Annotated[int, Field(gt=0, le=2**20)] = 256
     """Batch size at which the throughput is measured."""
 
     def windows(self, names: Sequence[str] = COUNTED) -> dict[str, tuple[float, float]]:

@@ -9,10 +9,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vitas.config import Section, UserError
-from vitas.spaces.architecture import Architecture, Block, Population
+from vitas.spaces.architecture import (
+    MOST_BLOCKS,
+    Architecture,
+    Block,
+    Channels,
+    Pixels,
+    Population,
+    check_patches,
+)
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
@@ -20,7 +28,7 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 class Widths(Section):
     """The widths of one dimension: `round(max * ratio)` for each ratio."""
 
-    max: PositiveInt
+    max: Channels
     """The largest width."""
     ratios: list[Ratio] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     """Fractions of the maximum that a subnet may use."""
@@ -41,15 +49,15 @@ class Widths(Section):
 class SearchSpace(Section):
     """All architectures that one supernet holds (ViTAS, section 3)."""
 
-    image_size: PositiveInt
+    image_size: Pixels
     """Height and width of the images, in pixels."""
-    patch_size: list[PositiveInt]
+    patch_size: list[Pixels]
     """Choices of the patch size, in pixels."""
     embed_dim: Widths
     """Channels of a token."""
-    depth: PositiveInt
+    depth: Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
     """Number of blocks, skipped ones included."""
-    heads: list[PositiveInt]
+    heads: list[Channels]
     """Choices of the number of attention heads, for each block."""
     qkv_dim: Widths
     """Channels of q, k and v together, for each block."""
@@ -72,6 +80,7 @@ class SearchSpace(Section):
         for patch in self.patch_size:
             if self.image_size % patch:
                 raise ValueError(f"patch_size {patch} does not divide image_size {self.image_size}")
+            check_patches(self.image_size, patch)
         for heads in self.heads:
             for width in self.qkv_dim.choices:
                 if width % (3 * heads):

@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 
+from vitas.files import expanded
+
 EXIT_STOPPED = 75
 """Exit code of a run that was told to stop, has saved, and wants to be started again (EX_TEMPFAIL)."""
 EXIT_INTERRUPTED = 130
@@ -29,7 +31,8 @@ class StopRequest:
         self.noted = False
         self.interrupted: float | None = None
         self.words = "stopped; the same command goes on"
-        self.file = os.environ.get(STOP_FILE)
+        named = os.environ.get(STOP_FILE)
+        self.file = expanded(named) if named else None
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._ask)
 

@@ -1,0 +1,110 @@
+"""The stage `evaluate`: the final figures on the test images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save
+
+from vitas.config import UserError, did_you_mean
+from vitas.data import augment
+from vitas.data.decoded import Cached
+from vitas.files import expanded, write_atomically
+from vitas.models import saved, throughput
+from vitas.models.vit import VisionTransformer
+from vitas.recipe import Data
+from vitas.report import tracking
+from vitas.report.tables import table
+from vitas.report.terminal import say
+from vitas.runs.run import Run
+from vitas.spaces import cost
+from vitas.train.memory import explained
+
+
+def evaluate(run: Run) -> None:
+    """Top-1, top-5, costs and throughput on the test images, as a table and in `evaluation.json`."""
+    settings = run.recipe.evaluate
+    accelerator = run.accelerator
+    if settings.weights is not None:
+        models = {settings.architecture or Path(settings.weights).name: expanded(settings.weights)}
+    else:
+        folders = {"found": run.folder / "retrain", "uniform ViT": run.folder / "baseline"}
+        models = {name: folder for name, folder in folders.items() if (folder / "model.safetensors").is_file()}
+    if not models:
+        raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain, or evaluate.weights")
+    rows: dict[str, dict[str, Any]] = {}
+    total = 0
+    for name, weights in models.items():
+        model = saved.load_model(weights, settings.architecture).to(accelerator.device)
+        numbers = _class_numbers(run, model, weights)
+        images = run.cached(run.test, "test", model.architecture.image_size)
+        images = images._replace(labels=numbers[images.labels])
+        of = {tracking.MODEL: name, tracking.INPUTS: _inputs(run, model, images)}
+        rows[name] = run.tracker.find("evaluate", **of) or _figures(run, model, images)
+        run.tracker.log("evaluate", 0, **of, **rows[name])
+        total = len(images.labels)
+    if accelerator.is_main_process:
+        write_atomically(run.folder / "evaluation.json", json.dumps(rows, indent=1))
+        run.test.unreadable.tell(say)
+        say(table(rows, total))
+
+
+def _inputs(run: Run, model: VisionTransformer, images: Cached) -> str:
+    """A short name for all that figures come from: the same inputs are not evaluated twice."""
+    preprocessing = augment.preprocessing(model.architecture.image_size, run.recipe.data)
+    how = [run.test.key(), preprocessing, run.recipe.evaluate.model_dump(), model.architecture.model_dump()]
+    how += [run.accelerator.device.type, run.accelerator.mixed_precision]
+    parts = (json.dumps(how).encode(), images.labels.tobytes(), save(model.state_dict()))
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def _figures(run: Run, model: VisionTransformer, images: Cached) -> dict[str, Any]:
+    """Top-1 and top-5 in percent, costs, and, on the main process, images/s."""
+    settings = run.recipe.evaluate
+    accelerator = run.accelerator
+    if settings.compile:
+        model.compile()
+    with explained(lambda: f"evaluate: out of memory; lower evaluate.batch_size from {settings.batch_size}"):
+        counts = run.correct(model, images, settings.batch_size, shared=True)
+    reduced: Any = accelerator.reduce(counts, "sum")
+    right, among_five, total = reduced.tolist()
+    row: dict[str, Any] = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}
+    row |= cost.count(model.architecture, model.num_classes) | {"shape": model.architecture.in_words}
+    if accelerator.is_main_process:  # alone: ranks of one machine would slow each other down
+        row[tracking.THROUGHPUT] = throughput.measure_throughput(
+            model, model.architecture.image_size, batch_size=settings.throughput_batch, device=accelerator.device
+        )
+    accelerator.wait_for_everyone()
+    return row
+
+
+def _class_numbers(run: Run, model: VisionTransformer, weights: Path) -> np.ndarray:
+    """The model's number for each class of the test images, by name.
+
+    Raises:
+        UserError: The model does not have a class, or was made for images that are prepared in another way.
+    """
+    known = model.pretrained_cfg
+    classes = run.test.classes
+    for key, ours in augment.preprocessing(model.architecture.image_size, run.recipe.data).items():
+        if key in known and not np.array_equal(known[key], ours):
+            where = f"data.{key}" if key in Data.model_fields else key
+            raise UserError(f"{where}: is {json.dumps(ours)}, but {weights} was made for {json.dumps(known[key])}")
+    names = known.get("label_names")
+    if names is None:
+        if model.num_classes != len(classes):
+            raise UserError(f"{weights}: has {model.num_classes} classes, the data {len(classes)}")
+        run.say(f"{weights}: does not name its classes; they are taken to be those of the data, in the same order")
+        return np.arange(len(classes))
+    numbers = {name: number for number, name in enumerate(names)}
+    if unknown := [name for name in classes if name not in numbers]:
+        source = run.recipe.data.test or "digits:test"
+        raise UserError(
+            f"data.test: {source}: class {unknown[0]} is none of the {len(names)} classes of {weights}"
+            + did_you_mean(unknown[0], names)
+        )
+    return np.array([numbers[name] for name in classes])

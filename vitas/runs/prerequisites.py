@@ -1,0 +1,79 @@
+"""What the stages of a run need and do not make: looked for first, before hours go into the stages before."""
+
+from __future__ import annotations
+
+import os
+
+from PIL import Image
+
+from vitas.config import UserError, one_line
+from vitas.data import augment
+from vitas.files import expanded
+from vitas.models import registry
+from vitas.recipe import Recipe, Training
+from vitas.spaces.architecture import Architecture
+
+
+def check(settings: Recipe) -> None:
+    """Looks for files and names that a stage will need.
+
+    Raises:
+        UserError: A file is missing and no stage before makes it, a name is unknown, timm has no such augmentation.
+    """
+    stages, supernet = set(settings.stages), settings.folder / "supernet" / "model.safetensors"
+    no_supernet = "supernet" not in stages and not supernet.is_file()
+    if "supernet" in stages:
+        _check_augmentation("supernet", settings.supernet, settings)
+    if "evolve" in stages and no_supernet:
+        raise UserError(f"{supernet}: No such file or directory: stage evolve needs a supernet; add stage supernet")
+    if stages & {"retrain", "baseline"}:
+        _check_augmentation("retrain", settings.retrain, settings)
+        _check_architecture(settings)
+    if "retrain" in stages and settings.retrain.init == "supernet" and no_supernet:
+        raise UserError(f"{supernet}: No such file or directory: retrain.init: supernet needs a supernet; add stage supernet")
+    if "evaluate" in stages:
+        _check_weights(settings)
+
+
+def _check_architecture(settings: Recipe) -> None:
+    name, best = settings.retrain.architecture, settings.folder / "evolution" / "best.yaml"
+    if name == "best":
+        if "evolve" not in settings.stages and not best.is_file():
+            raise UserError(
+                f"{best}: No such file or directory: retrain.architecture: best needs a search; add stage evolve"
+            )
+        return
+    architecture = _find("retrain.architecture", name)
+    if settings.retrain.init == "supernet":
+        try:
+            settings.space.encode(architecture)
+        except UserError as error:
+            raise UserError(f"retrain.init: supernet: {error}") from None
+
+
+def _check_weights(settings: Recipe) -> None:
+    weights, architecture, folder = settings.evaluate.weights, settings.evaluate.architecture, settings.folder
+    if weights is not None:
+        if not os.path.exists(expanded(weights)):
+            raise UserError(f"evaluate.weights: {weights}: No such file or directory")
+        if architecture is not None:
+            _find("evaluate.architecture", architecture)
+        return
+    makers = ("retrain", "baseline")
+    if not any(stage in settings.stages or (folder / stage / "model.safetensors").is_file() for stage in makers):
+        raise UserError(f"{folder}: stage evaluate needs a trained model; add stage retrain, or evaluate.weights")
+
+
+def _check_augmentation(stage: str, training: Training, settings: Recipe) -> None:
+    try:
+        augment.train_transform(8, training.augment, settings.data)(Image.new("RGB", (8, 8)))
+    except Exception as error:  # whatever timm runs into: most often an AssertionError
+        what = one_line(error) or type(error).__name__
+        raise UserError(f"{stage}.augment: timm cannot do it: {what}") from None
+
+
+def _find(key: str, name: str) -> Architecture:
+    try:
+        return registry.find(name)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
