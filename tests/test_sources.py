@@ -12,6 +12,7 @@ from datasets import ClassLabel, Value
 from test_data import encoded, picture
 
 from vitas import recipe
+from vitas.config import UserError
 from vitas.data import decoded, sources
 from vitas.recipe import Data
 
@@ -244,3 +245,9 @@ def test_classes_are_a_number_or_names_or_a_file_of_names(tmp_path, text, value)
 def test_patterns_are_no_yaml(text):
     quickstart = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
     assert recipe.load(quickstart, [f"data.train={text}"]).data.train == text.strip("'")
+
+
+def test_braces_that_the_shell_took_apart_are_not_the_last_one_alone():
+    quickstart = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+    with pytest.raises(UserError, match=r"^data.train=1\.tar: data.train is given twice; quote braces"):
+        recipe.load(quickstart, ["data.train=0.tar", "data.train=1.tar"])
