@@ -4,157 +4,33 @@ import sys
 
 import jsonschema
 import pytest
+import yaml
 from conftest import QUICKSTART, ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from malformed import FILES, OVERRIDES, VALID
 
 from vitas import recipe
 from vitas.cli import main
 from vitas.config import UserError, keys
 
-VALID = """
-name: x
-space:
-  image_size: 16
-  patch_size: [4]
-  embed_dim: {max: 32}
-  depth: 2
-  heads: [2]
-  qkv_dim: {max: 60}
-  mlp_dim: {max: 40}
-"""
+MALFORMED = [pytest.param(given, says, id=given) for kind in OVERRIDES.values() for given, says in kind.items()]
+BROKEN = [(given, says) for kind in FILES.values() for given, says in kind.items()]
 
-# (what is appended to or overrides a valid recipe, what the one line must say)
-MALFORMED = [
-    # unknown keys, and the nearest valid one
-    ("nme=y", "unknown key nme (did you mean name?)"),
-    ("supernett.lr=1", "did you mean supernet.lr?"),
-    ("supernet.epoch=1", "did you mean supernet.epochs?"),
-    ("supernet.learning_rate=1", "unknown key supernet.learning_rate"),
-    ("batch_size=5", "did you mean supernet.batch_size?"),
-    ("space.embed_dim.maximum=1", "did you mean space.embed_dim.max?"),
-    ("space.dept=1", "did you mean space.depth?"),
-    ("space.head=[1]", "did you mean space.heads?"),
-    ("data.trian=x", "did you mean data.train?"),
-    ("data.worker=1", "did you mean data.workers?"),
-    ("data.hold_out=0.1", "did you mean data.holdout?"),
-    ("budget.flop=[1,2]", "did you mean budget.flops?"),
-    ("budget.mac=[1,2]", "did you mean budget.macs?"),
-    ("budget.parameters=[1,2]", "did you mean budget.params?"),
-    ("evolve.populations=3", "did you mean evolve.population?"),
-    ("evolve.generation=3", "did you mean evolve.generations?"),
-    ("retrain.droppath=0.1", "did you mean retrain.drop_path?"),
-    ("retrain.augment.mix_up=0.1", "did you mean retrain.augment.mixup?"),
-    ("tracking.wandbb=auto", "did you mean tracking.wandb?"),
-    ("stage=[evolve]", "did you mean stages?"),
-    ("foo=1", "unknown key foo"),
-    ("name.x=1", "unknown key name.x"),
-    ("zzz.yyy.xxx=1", "unknown key zzz.yyy.xxx"),
-    # no key=value at all
-    ("supernet.epochs", "expected key=value"),
-    ("=3", "expected key=value"),
-    ("supernet.epochs:3", "expected key=value"),
-    ("supernet.epochs=[1", "not YAML"),
-    ("name='x", "not YAML"),
-    # a wrong type
-    ("seed=a", "seed: expected a valid integer"),
-    ("seed=1.5", "seed: expected a valid integer"),
-    ("seed=true", "seed: expected"),
-    ("seed=null", "seed: expected a valid integer"),
-    ("name=5", "name: expected a valid string"),
-    ("name=", "name: expected a valid string"),
-    ("name=[x]", "name: expected a valid string"),
-    ("stages=evolve", "stages: expected a valid list"),
-    ("stages=[evolv]", "stages.0: expected 'supernet', 'evolve'"),
-    ("supernet=3", "supernet: "),
-    ("supernet.epochs=many", "supernet.epochs: expected a valid number"),
-    ("supernet.epochs=true", "supernet.epochs: expected"),
-    ("supernet.epochs=[3]", "supernet.epochs: expected a valid number"),
-    ("supernet.batch_size=64.5", "supernet.batch_size: expected a valid integer"),
-    ("supernet.batch_size=1e3x", "supernet.batch_size: expected a valid integer"),
-    ("supernet.lr=fast", "supernet.lr: expected a valid number"),
-    ("supernet.lr=yes", "supernet.lr: expected"),
-    ("supernet.augment=strong", "supernet.augment: "),
-    ("supernet.augment.scale=0.5", "supernet.augment.scale: expected a valid tuple"),
-    ("supernet.augment.scale=[0.5]", "supernet.augment.scale"),
-    ("supernet.augment.scale=[0.5,0.6,0.7]", "supernet.augment.scale"),
-    ("supernet.augment.auto_augment=strong", "supernet.augment.auto_augment: expected a timm policy"),
-    ("supernet.sharing=cyclical", "supernet.sharing: expected 'ordinal', 'bilateral' or 'cyclic'"),
-    ("supernet.attention=own", "supernet.attention: expected 'private_qk'"),
-    ("data=digits", "data: "),
-    ("data.train=3", "data.train: expected a valid string"),
-    ("data.train=[a]", "data.train: expected a valid string"),
-    ("data.classes=1", "data.classes: expected a number from 2 to, the names as [a, b], or a file"),
-    ("data.classes=[a]", "data.classes: expected a number from 2 to"),
-    ("data.classes=[a,b,a]", "data.classes: class a is there twice"),
-    ("data.classes=nowhere.txt", "data.classes: nowhere.txt: No such file or directory; expected a number"),
-    ("data.streaming=maybe", "data.streaming: expected a valid boolean"),
-    ("data.workers=-1", "data.workers: expected greater than or equal to 0"),
-    ("data.workers=two", "data.workers: expected a valid integer"),
-    ("data.mean=[0.5]", "data.mean"),
-    ("data.mean=0.5", "data.mean: expected a valid list"),
-    ("data.std=[a,b,c]", "data.std.0: expected a valid number"),
-    ("space=big", "space: "),
-    ("space.image_size=16px", "space.image_size: expected a valid integer"),
-    ("space.patch_size=4", "space.patch_size: expected a valid list"),
-    ("space.patch_size=[four]", "space.patch_size.0: expected a valid integer"),
-    ("space.embed_dim=32", "space.embed_dim: "),
-    ("space.identity=some", "space.identity: expected 'none', 'free' or 'tail'"),
-    ("space.tied_blocks=perhaps", "space.tied_blocks: expected a valid boolean"),
-    ("budget.flops=1e9", "budget.flops: expected a valid tuple"),
-    ("budget.flops=[low,high]", "budget.flops.0: expected a valid number"),
-    ("budget.params={min: 1}", "budget.params: expected a valid tuple"),
-    ("evolve.objectives=top1", "evolve.objectives: expected a valid list"),
-    ("evolve.objectives=[speed]", "evolve.objectives.0: expected 'top1'"),
-    ("evolve.score_on=train", "evolve.score_on: expected 'holdout' or 'test'"),
-    ("retrain.init=best", "retrain.init: expected 'scratch' or 'supernet'"),
-    ("tracking.wandb=sometimes", "tracking.wandb: expected 'never'"),
-    # out of range
-    ("seed=-1", "seed: expected greater than or equal to 0, got -1"),
-    ("name=../x", "name: "),
-    ("name=.hidden", "name: "),
-    ("stages=[]", "stages: expected some of"),
-    ("stages=[evolve,supernet]", "stages: expected some of"),
-    ("stages=[evolve,evolve]", "stages: expected some of"),
-    ("supernet.epochs=0", "supernet.epochs: expected greater than 0"),
-    ("supernet.epochs=3", "warmup_epochs 5 must be fewer than epochs 3"),
-    ("supernet.batch_size=0", "supernet.batch_size: expected greater than 0"),
-    ("supernet.lr=-1e-3", "supernet.lr: expected greater than 0"),
-    ("supernet.label_smoothing=1", "supernet.label_smoothing: expected less than 1"),
-    ("supernet.skip=1.5", "supernet.skip: expected less than or equal to 1"),
-    ("supernet.augment.hflip=2", "supernet.augment.hflip: expected less than or equal to 1"),
-    ("retrain.drop_path=1", "retrain.drop_path: expected less than 1"),
-    ("data.holdout=0", "data.holdout: expected greater than 0"),
-    ("data.holdout=1", "data.holdout: expected less than 1"),
-    ("data.crop_pct=2", "data.crop_pct: expected less than or equal to 1"),
-    ("space.depth=0", "space.depth: expected greater than 0"),
-    ("space.patch_size=[]", "space.patch_size: expected one or more different numbers"),
-    ("space.patch_size=[4,4]", "space.patch_size: expected one or more different numbers"),
-    ("space.patch_size=[5]", "patch_size 5 does not divide image_size 16"),
-    ("space.heads=[7]", "heads 7 does not divide qkv_dim 6"),
-    ("space.embed_dim.ratios=[2]", "space.embed_dim.ratios.0: expected less than or equal to 1"),
-    ("space.embed_dim.ratios=[]", "space.embed_dim: ratios must rise"),
-    ("space.embed_dim.ratios=[0.5,0.25]", "space.embed_dim: ratios must rise"),
-    ("space.embed_dim.ratios=[0.5,0.501]", "space.embed_dim: ratios must rise"),
-    ("budget.flops=[2,1]", "budget.flops: expected [lowest, highest], got [2, 1]"),
-    ("budget.flops=[-1,1]", "budget.flops.0: expected greater than or equal to 0"),
-    ("evolve.population=1", "evolve.population: expected greater than or equal to 2"),
-    ("evolve.generations=0", "evolve.generations: expected greater than 0"),
-    ("evolve.objectives=[macs]", "evolve.objectives: expected different objectives, top1 among them"),
-    ("evolve.mutation=0", "evolve.mutation: expected greater than 0"),
-]
-
-BROKEN_FILES = [
-    ("", "expected keys and values"),
-    ("- a\n- b", "expected keys and values, got list"),
-    ("name: [", "not YAML"),
-    ("name: x\nname: y", "line 2: key name is given twice"),
-    ("name: x", "space: required, and missing"),
-    (VALID + "typo: 1", "unknown key typo"),
-    ("extends: nowhere.yaml", "nowhere.yaml: No such file or directory"),
-    ("extends: 3", "extends: expected a file"),
-    ("extends: recipe.yaml", "extends itself"),
-    ("!!python/object:os.system {}", "not YAML"),
-    (b"\xff\xfe\x00", "not"),
-]
+LARGE = {
+    "a deep list": "seed=" + "[" * 10_000,
+    "a deep list that is whole": "seed=" + "[" * 300 + "]" * 300,
+    "a deep mapping": "data=" + "{a: " * 10_000,
+    "a number of 5,000 digits": "seed=" + "9" * 5000,
+    "a float of 5,000 digits": "supernet.lr=" + "9" * 5000,
+    "a hexadecimal number of 10,000 digits": "seed=0x" + "f" * 10_000,
+    "a long name": "name=" + "a" * 300,
+    "a long key": "x" * 5000 + "=1",
+    "a long list": "space.patch_size=[" + "1," * 5000 + "]",
+    "a list of 9 to the 9th": "seed=[&a [x,x,x,x,x,x,x,x,x]"
+    + "".join(f", &{here} [{','.join(9 * [f'*{last}'])}]" for last, here in zip("abcdefgh", "bcdefghi", strict=True))
+    + "]",
+}
 
 
 @pytest.fixture
@@ -172,8 +48,8 @@ def one_line(capsys) -> str:
     return error
 
 
-def test_there_are_a_hundred_malformed_recipes():
-    assert len({override for override, _ in MALFORMED}) + len(BROKEN_FILES) >= 100
+def test_there_are_three_hundred_malformed_recipes():
+    assert len(MALFORMED) + len(BROKEN) >= 300
 
 
 @pytest.mark.parametrize(("override", "expected"), MALFORMED)
@@ -182,13 +58,61 @@ def test_a_malformed_setting_is_one_line_and_exit_code_2(file, capsys, override,
     assert expected in one_line(capsys)
 
 
-@pytest.mark.parametrize(("text", "expected"), BROKEN_FILES)
+@pytest.mark.parametrize("override", LARGE.values(), ids=LARGE)
+def test_what_is_absurdly_large_is_one_short_line(file, capsys, override):
+    assert main(["run", str(file), override]) == 2
+    line = one_line(capsys)
+    assert override[:30] in line
+    assert len(line) < 1000
+
+
+@pytest.mark.parametrize(("text", "expected"), BROKEN)
 def test_a_broken_file_is_one_line_and_exit_code_2(file, capsys, text, expected):
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["check", str(file)]) == 2
     line = one_line(capsys)
     assert expected in line
     assert str(file) in line
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=8) | st.dates()
+    | st.sampled_from([2**63, -(10**30), 1e400, "~/x", "a/b", "rand-m9", "1e3", "${x", "digits", "best", "supernet"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(key=st.sampled_from(keys(recipe.Recipe)), value=ANYTHING)
+def test_any_value_at_any_key_is_loaded_or_refused_in_one_line(tmp_path_factory, key, value):
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    *path, last = key.split(".")
+    values = yaml.safe_load(VALID)
+    section = values
+    for part in path:
+        section = section.setdefault(part, {})
+    section[last] = value
+    file.write_text(yaml.safe_dump(values))
+    try:
+        loaded = recipe.load(file)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+        assert str(error).startswith(f"{file}: ")
+    else:
+        file.write_text(recipe.dump(loaded))
+        assert recipe.load(file) == loaded
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.text(max_size=40), key=st.sampled_from([*keys(recipe.Recipe), "x", ""]))
+def test_any_text_after_a_key_is_loaded_or_refused_in_one_line(tmp_path_factory, text, key):
+    file = tmp_path_factory.getbasetemp() / "valid.yaml"
+    file.write_text(VALID)
+    try:
+        recipe.load(file, [f"{key}={text}"])
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
 
 
 def test_a_missing_file_is_named(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,7 +48,8 @@ class Section(BaseModel):
         for part in value if isinstance(value, list) else [value]:
             # pydantic reads `true` as 1; in a recipe that is always a mistake.
             if isinstance(part, bool) and "bool" not in str(annotation):
-                raise ValueError(f"expected {_type_name(annotation)}, got {str(part).lower()}")
+                what = _type_name(annotation) if part is value else "numbers or words"
+                raise ValueError(f"expected {what}, got {str(part).lower()}")
             if isinstance(part, int) and abs(part) >= 2**63:
                 raise ValueError("expected a number of fewer than 19 digits")
             if isinstance(part, str) and "\0" in part:
@@ -145,11 +147,15 @@ def _explain(section: type[BaseModel], problem: Any) -> str:
     where = one_line(".".join(str(part) for part in problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}{did_you_mean(where, keys(section))}"
+    if problem["type"] == "invalid_key":
+        return f"{where}: expected a word as key"
     if problem["type"] == "missing":
         return f"{where}: required, and missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = one_line(problem["msg"].removeprefix("Value error, "))
     if problem["type"] != "value_error":
-        message = message.replace("Input should be", "expected")
+        message = "expected keys and values" if problem["type"] == "model_type" else message
+        message = message.replace("Input should be", "expected").replace("String should match", "expected a match of")
+        message = re.sub(r"^\w+ should have", "expected", message)
         message += f", got {_shown(problem['input'])}"
     return f"{where}: {message}" if where else message
 

@@ -30,7 +30,9 @@ def check(settings: Recipe) -> None:
         _check_augmentation("retrain", settings.retrain, settings)
         _check_architecture(settings)
     if "retrain" in stages and settings.retrain.init == "supernet" and no_supernet:
-        raise UserError(f"{supernet}: No such file or directory: retrain.init: supernet needs a supernet; add stage supernet")
+        raise UserError(
+            f"{supernet}: No such file or directory: retrain.init: supernet needs a supernet; add stage supernet"
+        )
     if "evaluate" in stages:
         _check_weights(settings)
 
