@@ -174,3 +174,4 @@ def test_the_schema_accepts_the_quickstart_and_refuses_a_typo(capsys):
     jsonschema.validate(values, schema)
     with pytest.raises(jsonschema.ValidationError, match="typo"):
         jsonschema.validate(values | {"typo": 1}, schema)
+    jsonschema.validate({"extends": "search_1G", "space": {"embed_dim": {"max": 192}}}, schema)

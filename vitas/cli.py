@@ -1,4 +1,7 @@
-"""The command line: vitas run | check | describe | import."""
+"""The command line: vitas run | check | recipes | describe | import.
+
+What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from vitas import recipe
-from vitas.config import RankError, UserError
+from vitas import __version__, shipped
+from vitas.config import RankError, UserError, did_you_mean
 from vitas.files import expanded
-from vitas.models import registry, release, saved, vit
-from vitas.spaces import cost
-from vitas.spaces.architecture import MOST_CLASSES
 
 DONE, USER_ERROR = 0, 2
 
@@ -27,56 +25,79 @@ REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 2 the user's input. Our own failures raise, and so exit with 1."""
-    parser = argparse.ArgumentParser(prog="vitas", description="Finds Vision Transformers inside a budget.")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+
+    def work() -> None:
+        options = _parse(words)
+        options.work(options)
+
+    return _guarded(work)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="vitas",
+        description="Finds Vision Transformers inside a budget.",
+        epilog="On several devices or nodes: accelerate launch -m vitas RECIPE [key=value ...]",
+    )
+    parser.add_argument("--version", action="version", version=f"vitas {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser(
-        "run", help="do the stages of a recipe, or go on where they stopped",
-        description="On several devices or nodes: accelerate launch RECIPE [key=value ...]",
-    )  # fmt: skip
-    run.add_argument("recipe", metavar="RECIPE", help="a recipe file")
-    run.set_defaults(work=_run)
+    def command(name: str, work: Callable[[argparse.Namespace], None], text: str, more: str = "") -> Any:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+        added.set_defaults(work=work)
+        return added
 
-    check = commands.add_parser("check", help="is the recipe valid, its budget reachable, its data there?")
-    check.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file")
-    check.add_argument("--ranks", type=int, help="processes that the run will have (default 1, or the config file's)")
+    a_recipe = "a recipe file, or a name that `vitas recipes` lists"
+    run = command(
+        "run", _run, "do the stages of a recipe, or go on where they stopped", "The word run may be left out."
+    )
+    run.add_argument("recipe", metavar="RECIPE", help=a_recipe)
+
+    check = command("check", _check, "tell what a recipe will do: data, steps, costs within reach, memory")
+    check.add_argument("recipe", metavar="RECIPE", nargs="?", help=a_recipe)
+    check.add_argument(
+        "--ranks", metavar="N", type=int, help="processes that the run will have (default: 1, or the config file's)"
+    )
     check.add_argument("--config_file", metavar="FILE", help="Accelerate's config file of the run, for its memory")
-    check.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="default: no, or the config file's")
-    check.add_argument("--schema", action="store_true", help="print the JSON Schema of recipes, for editors")
-    check.set_defaults(work=_check)
+    check.add_argument(
+        "--mixed_precision", choices=["no", "bf16", "fp16"], help="precision (default: no, or the config file's)"
+    )
+    check.add_argument("--schema", action="store_true", help="print the JSON Schema of recipe files, for editors")
 
-    describe = commands.add_parser("describe", help="the costs of an architecture")
+    recipes = command("recipes", _recipes, "list the recipes that come with vitas, or print one")
+    recipes.add_argument("name", metavar="NAME", nargs="?", help="print this one: vitas recipes search_1G > mine.yaml")
+    recipes.add_argument("--folder", action="store_true", help="print the folder that holds recipes/ and launch/")
+
+    describe = command("describe", _describe, "print an architecture and its costs")
     describe.add_argument(
         "architecture", metavar="NAME|FILE", help="a name, such as vitas_c; a YAML file, or a folder that holds one"
     )
-    describe.add_argument("--classes", type=int, default=1000, help="outputs of the classifier (default 1000)")
-    describe.set_defaults(work=_describe)
+    describe.add_argument("--classes", metavar="N", type=int, default=1000, help="classes (default: 1000)")
 
-    importing = commands.add_parser("import", help="turn a checkpoint of the original release into a model")
+    importing = command("import", _import, "turn a checkpoint of the original release into a model")
     importing.add_argument("file", metavar="FILE.pth.tar", help="the checkpoint")
     importing.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the model")
     importing.add_argument("--config", metavar="NET.json", help="its model config, if it is not a published network")
-    importing.set_defaults(work=_import)
 
-    for command in (run, check):
-        command.add_argument("overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's")
-    for command in (check, describe):
-        command.add_argument("--json", action="store_true", help="print one JSON object")
-    options, rest = parser.parse_known_args(arguments)
+    for takes_settings in (run, check):
+        takes_settings.add_argument(
+            "overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's: supernet.epochs=10"
+        )
+    for has_facts in (check, describe):
+        has_facts.add_argument("--json", action="store_true", help="print one JSON object")
+
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        if shipped.find(words[0]) is None:
+            near = did_you_mean(words[0], [*commands.choices, *shipped.recipes()])
+            raise UserError(f"{words[0]}: neither a command nor a recipe{near}")
+        words = ["run", *words]
+    options, rest = parser.parse_known_args(words)
     if any(word.startswith("-") for word in rest) or (rest and "overrides" not in options):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # key=value after an option: argparse takes positional arguments only in one go
         options.overrides += rest
-    return _guarded(lambda: options.work(options))
-
-
-def run_recipe(file: str) -> int:
-    """What a recipe does that is started as a program; its arguments are `key=value` overrides."""
-    from vitas.runs.launch import missing_cpu_ranks
-
-    if command := missing_cpu_ranks([file, *sys.argv[1:]]):
-        os.execv(command[0], command)
-    return main(["run", file, *sys.argv[1:]])
+    return options
 
 
 def _guarded(work: Callable[[], None]) -> int:
@@ -99,21 +120,28 @@ def _guarded(work: Callable[[], None]) -> int:
 
 
 def _complain(line: str) -> None:
+    from tqdm import tqdm
+
     tqdm.write(line, file=sys.stderr)  # on a line of its own, not behind a progress bar
 
 
 def _run(options: argparse.Namespace) -> None:
+    from vitas import recipe
+    from vitas.runs.launch import missing_cpu_ranks
+
     settings = recipe.load(options.recipe, options.overrides)
-    from vitas.runs import stages  # what trains takes seconds to import: not before the recipe is known to be right
+    if program := missing_cpu_ranks(sys.orig_argv[1:]):
+        os.execv(program[0], program)
+    from vitas.runs import stages
 
     stages.run(settings)
 
 
 def _check(options: argparse.Namespace) -> None:
+    from vitas import recipe
+
     if options.schema:
-        schema = recipe.Recipe.model_json_schema()
-        schema["properties"]["extends"] = {"type": "string", "description": "A recipe whose settings this one changes."}
-        print(json.dumps(schema, indent=1))
+        print(json.dumps(recipe.schema(), indent=1))
         return
     if options.recipe is None:
         raise UserError("check: which recipe? vitas check RECIPE, or vitas check --schema")
@@ -124,7 +152,25 @@ def _check(options: argparse.Namespace) -> None:
     _print(check.facts(settings, backend), options.json)
 
 
+def _recipes(options: argparse.Namespace) -> None:
+    ours = shipped.recipes()
+    if options.folder:
+        print(shipped.folder())
+    elif options.name is None:
+        for name, file in ours.items():
+            if not name.startswith("_"):
+                print(f"{name:<20}{shipped.summary(file)}")
+    elif options.name in ours:
+        print(ours[options.name].read_text(), end="")
+    else:
+        raise UserError(f"unknown recipe {options.name}{did_you_mean(options.name, ours)}")
+
+
 def _describe(options: argparse.Namespace) -> None:
+    from vitas.models import registry
+    from vitas.spaces import cost
+    from vitas.spaces.architecture import MOST_CLASSES
+
     architecture = registry.find(options.architecture)
     if not 1 <= options.classes <= MOST_CLASSES:
         raise UserError(f"--classes: expected 1 to {MOST_CLASSES:,}, got {options.classes}")
@@ -138,6 +184,8 @@ def _describe(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
+    from vitas.models import registry, release, saved, vit
+
     config = options.config and expanded(options.config)
     architecture, state = release.convert(expanded(options.file), config)
     model = vit.from_state(architecture, state, release.PREPROCESSING)

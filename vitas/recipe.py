@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from vitas import shipped
 from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse, reading_yaml
 from vitas.files import expanded
 from vitas.spaces.architecture import MOST_CLASSES
@@ -325,10 +325,18 @@ class Recipe(Section):
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe, with what it extends, and applies `key=value` overrides.
 
+    Args:
+        file: A file, or the name of a recipe that comes with the package.
+        overrides: Settings in place of the recipe's, such as `supernet.epochs=10`.
+
     Raises:
         UserError: One line that names file and key, what was expected, and the nearest valid name.
     """
-    values = _read(expanded(file), ())
+    found = shipped.find(str(expanded(file)))
+    if found is None:
+        near = did_you_mean(Path(file).name.removesuffix(".yaml"), shipped.recipes())
+        raise UserError(f"{one_line(file)}: No such file or directory{near}")
+    values = _read(found, ())
     source = str(file)
     given: dict[str, Any] = {}
     for override in overrides:
@@ -364,6 +372,18 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
+def schema() -> dict[str, Any]:
+    """The JSON Schema of recipe files, in which nothing is required: `extends` or an override may bring the rest."""
+    whole = Recipe.model_json_schema()
+    whole["properties"]["extends"] = {
+        "type": "string",
+        "description": "The recipe whose settings this one changes: a file, seen from this one, or a shipped name.",
+    }
+    for section in (whole, *whole["$defs"].values()):
+        section.pop("required", None)
+    return whole
+
+
 def _read(file: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     """The merged values of a recipe file and of those it extends."""
     chain = (*extended_by, file.resolve())
@@ -379,9 +399,11 @@ def _read(file: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(parent, str):
         raise UserError(f"{file}: extends: expected a file, got {parent!r}")
-    base = file.parent / expanded(parent)
-    if not os.path.isfile(base):
-        raise UserError(f"{file}: extends: {base}: No such file or directory")
+    # A recipe of ours extends its neighbours; copied elsewhere, it finds them by name.
+    base = shipped.find(str(expanded(parent)), file.parent) or shipped.find(parent.removesuffix(".yaml"), file.parent)
+    if base is None:
+        near = did_you_mean(parent.removesuffix(".yaml"), shipped.recipes())
+        raise UserError(f"{file}: extends: {file.parent / parent}: No such file or directory{near}")
     below = _read(base, chain)
     with reading_yaml(file):
         return _merge(below, values)
