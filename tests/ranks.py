@@ -87,7 +87,8 @@ def _environment(options: list[str]) -> tuple[dict[str, str], int]:
         told.update(env)
         return mock.Mock(returncode=0)
 
-    with mock.patch("torch.distributed.run.run", torchrun), mock.patch.object(launch.subprocess, "Popen", popen):
+    started = mock.Mock(Popen=popen)
+    with mock.patch("torch.distributed.run.run", torchrun), mock.patch.object(launch, "subprocess", started):
         launch.launch_command(arguments)
     if count:
         with socket.socket() as free:

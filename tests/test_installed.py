@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SHORT
 from test_cli import BIN, run
 
+from vitas import __version__
 from vitas.files import read_lines
 
 pytestmark = pytest.mark.launch
@@ -47,6 +49,12 @@ def test_recipes_and_launch_files_are_in_the_wheel(installed, tmp_path):
     zero2 = folder / "launch" / "accelerate" / "zero2.yaml"
     facts = installed("vitas", "check", "search_1G", "--config_file", zero2, "--ranks", "8", "--json", cwd=tmp_path)
     assert json.loads(facts)["supernet_batch"] == "8 ranks x 1 times x 128 images"
+
+
+def test_every_dependency_has_a_lower_bound(installed):
+    (found,) = distributions(name="vitas", path=[str(installed.site)])
+    assert [name for name in found.requires if ">=" not in name] == []
+    assert found.version == __version__
 
 
 def test_a_shipped_recipe_is_run_by_its_name(installed, tmp_path):

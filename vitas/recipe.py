@@ -401,7 +401,7 @@ def _read(file: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{file}: extends: expected a file, got {parent!r}")
     # A recipe of ours extends its neighbours; copied elsewhere, it finds them by name.
     base = shipped.find(str(expanded(parent)), file.parent) or shipped.find(parent.removesuffix(".yaml"), file.parent)
-    if base is None:
+    if base is None or base.is_dir():
         near = did_you_mean(parent.removesuffix(".yaml"), shipped.recipes())
         raise UserError(f"{file}: extends: {file.parent / parent}: No such file or directory{near}")
     below = _read(base, chain)
