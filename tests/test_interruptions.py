@@ -77,6 +77,20 @@ def test_ctrl_c_saves_says_so_and_shows_no_traceback(tmp_path, stage, words):
         assert list((run / "supernet").glob("step_*"))
 
 
+@pytest.mark.parametrize("options", [[], ["--cpu", "--num_processes", "2"], config("ddp")], ids=["one", "cpu", "ddp"])
+def test_ctrl_c_under_the_launcher_saves_and_shows_no_traceback(tmp_path, options):
+    with open(tmp_path / "log", "w") as log:
+        command = [str(Path(sys.executable).with_name("accelerate")), "launch", *options, str(QUICKSTART), *SUPERNET]
+        command += ["supernet.epochs=300", "supernet.checkpoint_every=100000"]
+        launcher = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    wait_for(lambda: lines(tmp_path, "supernet") or launcher.poll() is not None)
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert launcher.wait(60) != 0
+    wait_for(lambda: "stopped and saved after step" in (tmp_path / "log").read_text(), 60)
+    assert list((tmp_path / "runs" / "quickstart" / "supernet").glob("step_*"))
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 def test_a_second_ctrl_c_ends_at_once_but_two_signals_of_one_press_do_not():
     code = """
 import os, signal, sys, time

@@ -15,6 +15,8 @@ from vitas.runs import stages
 def run(folder, *overrides: str) -> None:
     settings = [*SHORT, "data.workers=0", "supernet.batch_size=8", "retrain.batch_size=8", f"output={folder}"]
     settings += [f"data.{split}={folder}/images/{split}" for split in ("train", "test")]
+    given = {override.partition("=")[0] for override in overrides}
+    settings = [setting for setting in settings if setting.partition("=")[0] not in given]
     stages.run(recipe.load(QUICKSTART, [*settings, *overrides]))
 
 
@@ -44,6 +46,16 @@ def test_a_supernet_of_other_meaning_is_refused(folder, stage):
     with pytest.raises(UserError, match=r"other/supernet/model.safetensors: No such file .* needs a supernet"):
         run(folder, *stage.split(), "name=other")
     assert not (folder_of_it / "evolution").exists() and not (folder_of_it / "retrain").exists()
+
+
+def test_scores_on_other_test_images_are_not_reused_and_a_refused_run_leaves_the_recipe_as_it_is(folder):
+    shutil.copytree(folder / "quickstart", folder / "on_test")
+    search = ["name=on_test", "stages=[evolve]", "evolve.score_on=test"]
+    run(folder, *search)
+    made_with = (folder / "on_test" / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"on_test/evolution: made with images\.\w+: .*, and the recipe now says"):
+        run(folder, *search, f"data.test={folder}/images/train")
+    assert (folder / "on_test" / "recipe.yaml").read_text() == made_with
 
 
 def test_other_classes_in_the_same_place_are_refused(folder):

@@ -17,7 +17,7 @@ from vitas import __version__, shipped
 from vitas.config import RankError, UserError, did_you_mean
 from vitas.files import expanded
 
-DONE, USER_ERROR = 0, 2
+DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 """What a file system says of paths that are the user's to change."""
@@ -116,6 +116,9 @@ def _guarded(work: Callable[[], None]) -> int:
         advice = "; make room, and the same command goes on" if full else ""
         _complain(f"vitas: {where}{error.strerror}{advice}")
         return USER_ERROR
+    except KeyboardInterrupt:  # before there is anything to save
+        _complain("vitas: interrupted")
+        return INTERRUPTED
     return DONE
 
 

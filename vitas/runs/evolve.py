@@ -32,24 +32,30 @@ def evolve(run: Run) -> None:
     settings = run.recipe
     accelerator = run.accelerator
     weights = run.supernet_weights("stage evolve")
-    parts = {"budget": settings.budget.model_dump(), "evolve": settings.evolve.model_dump(exclude={"batch_size"})}
-    # Scores belong to one set of weights: after another training of the supernet they would be stale.
-    parts |= {"supernet": run.checksum(weights)}
+    on_test = settings.evolve.score_on == "test"
+    split = run.test if on_test else run.train.hold_out(settings.data.holdout, settings.seed)[1]
+    images = {name: value for name, value in split.key().items() if name in ("source", "rows", "labels", "classes")}
+    parts = {
+        "budget": settings.budget.model_dump(),
+        "evolve": settings.evolve.model_dump(exclude={"batch_size"}),
+        # Scores belong to one set of weights and of images: of others they would be stale.
+        "supernet": run.checksum(weights),
+        "images": images | ({"test": settings.data.test} if on_test else {}),
+    }
     folder = run.claim("evolution", run.settings("space") | parts)
     if (folder / "best.yaml").is_file():
         return
-    if settings.evolve.score_on == "test":
-        run.say("evolve: candidates are scored on the test images, as in the paper; the test accuracy of the winner "
-                "is then an optimistic figure")  # fmt: skip
-        images = run.cached(run.test, "test", settings.space.image_size)
-    else:
-        holdout = run.train.hold_out(settings.data.holdout, settings.seed)[1]
-        images = run.cached(holdout, "holdout", settings.space.image_size)
+    if on_test:
+        run.say(
+            "evolve: candidates are scored on the test images, as in the paper; the test accuracy of the winner is "
+            "then an optimistic figure"
+        )
+    decoded_images = run.cached(split, "test" if on_test else "holdout", settings.space.image_size)
     net = run.new_supernet()
     saved.load_weights(net, weights)
     net = net.to(accelerator.device).eval()
     journal = run.main_first(lambda _: Journal(folder, accelerator.process_index))
-    workers = Workers(accelerator, partial(_score, run, net, images), journal)
+    workers = Workers(accelerator, partial(_score, run, net, decoded_images), journal)
     total = settings.evolve.population * settings.evolve.generations
     bar = progress("evolve", total, "candidate", show=accelerator.is_main_process)
     entries: list[Entry] = []

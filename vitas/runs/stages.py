@@ -10,13 +10,16 @@ from contextlib import nullcontext
 
 import torch
 
+from vitas import recipe
 from vitas.data import sources
+from vitas.files import write_atomically
 from vitas.recipe import Recipe
 from vitas.report.tracking import Tracker
 from vitas.runs import prerequisites
 from vitas.runs.accelerator import make_accelerator
 from vitas.runs.evaluate import evaluate
 from vitas.runs.evolve import evolve
+from vitas.runs.launch import end_launcher_of_ranks, end_launcher_quietly
 from vitas.runs.lock import hold
 from vitas.runs.run import Run
 from vitas.runs.training import baseline, retrain, supernet
@@ -26,7 +29,8 @@ from vitas.train.stop import StopRequest
 def run(settings: Recipe) -> None:
     """Does the stages of a recipe, from wherever an earlier run of it stopped."""
     prerequisites.check(settings)
-    stop = StopRequest()
+    end_launcher_quietly()
+    stop = StopRequest(on_interrupt=end_launcher_of_ranks)
     accelerator = make_accelerator(settings)
     with hold(settings.folder, accelerator) or nullcontext():  # a run that fails must not keep its folder locked
         tracker = Tracker(settings, accelerator)
@@ -35,6 +39,9 @@ def run(settings: Recipe) -> None:
         context = Run(settings, accelerator, tracker, stop, train, test)
         stages = ", ".join(settings.stages)
         where = f"{accelerator.num_processes} x {accelerator.device.type} ({accelerator.distributed_type.value})"
+        file = settings.folder / "recipe.yaml"
+        if accelerator.is_main_process and not file.is_file():  # else it is written when a stage is found to fit
+            write_atomically(file, recipe.dump(settings))
         context.say(f"{settings.name}: {stages} on {where}, in {settings.folder}")
         works = {"supernet": supernet, "evolve": evolve, "retrain": retrain, "baseline": baseline, "evaluate": evaluate}
         for stage in settings.stages:

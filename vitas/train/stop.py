@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 from vitas.files import expanded
 
@@ -24,9 +25,13 @@ class StopRequest:
 
     Inside `with stop:` it is only noted, for work that must save first; else it ends the process, and `words` says
     what becomes of the work. A second Ctrl-C ends the process at once, in any case.
+
+    Args:
+        on_interrupt: What else is done when the process ends after Ctrl-C.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_interrupt: Callable[[], None] = lambda: None) -> None:
+        self.on_interrupt = on_interrupt
         self.asked = False
         self.noted = False
         self.interrupted: float | None = None
@@ -44,6 +49,8 @@ class StopRequest:
     def leave(self) -> None:
         """Ends the process, and says on the main rank what becomes of the work."""
         _say(self.words)
+        if self.interrupted is not None:
+            self.on_interrupt()
         sys.exit(self.exit_code)
 
     def _ask(self, number: int, _: object) -> None:
