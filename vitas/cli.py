@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vitas import __version__, shipped
-from vitas.config import RankError, UserError, did_you_mean
+from vitas.config import RankError, UserError, did_you_mean, one_line
 from vitas.files import expanded
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
@@ -90,7 +90,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if words and not words[0].startswith("-") and words[0] not in commands.choices:
         if shipped.find(words[0]) is None:
             near = did_you_mean(words[0], [*commands.choices, *shipped.recipes()])
-            raise UserError(f"{words[0]}: neither a command nor a recipe{near}")
+            raise UserError(f"{one_line(words[0])}: neither a command nor a recipe{near}")
         words = ["run", *words]
     options, rest = parser.parse_known_args(words)
     if any(word.startswith("-") for word in rest) or (rest and "overrides" not in options):
