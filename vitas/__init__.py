@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitas.version import __version__
+
 if TYPE_CHECKING:
     from vitas.config import UserError
     from vitas.models.saved import load_model
@@ -12,8 +14,7 @@ if TYPE_CHECKING:
     from vitas.spaces.architecture import Architecture
     from vitas.spaces.space import SearchSpace
 
-__version__ = "0.1.0"
-__all__ = ["Architecture", "SearchSpace", "UserError", "VisionTransformer", "load_model", "main"]
+__all__ = ["Architecture", "SearchSpace", "UserError", "VisionTransformer", "__version__", "load_model", "main"]
 
 _ROOMS = {
     "Architecture": "vitas.spaces.architecture",

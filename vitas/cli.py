@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vitas import __version__, shipped
+from vitas import shipped
 from vitas.config import RankError, UserError, did_you_mean, one_line
 from vitas.files import expanded
+from vitas.version import __version__
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 
