@@ -46,15 +46,16 @@ def out_of_memory(stage: str, step: int, what: str, plan: Plan, settings: Traini
 
 @contextmanager
 def lost_ranks(message: Callable[[], str]) -> Iterator[None]:
-    """Ranks that end, or do not answer for `SHORT_WAIT`, end the others with one line: `message` says where.
+    """Ranks that end, or do not answer in time, end the others with one line: `message` says where.
+
+    The time is `SHORT_WAIT` from `wait_short` on, and `LONG_WAIT` again afterwards.
 
     Raises:
         RankLost: Another rank is gone.
     """
-    _set_wait(SHORT_WAIT)
     try:
         yield
-    except (RuntimeError, dist.DistError) as error:  # gloo raises plain RuntimeErrors
+    except RuntimeError as error:  # of gloo it is nothing more special
         if not any(word in str(error).lower() for word in ("timed out", "timeout", "closed by peer", "reset by peer")):
             raise
         minutes = SHORT_WAIT.total_seconds() / 60
@@ -64,6 +65,11 @@ def lost_ranks(message: Callable[[], str]) -> Iterator[None]:
         ) from error
     finally:
         _set_wait(LONG_WAIT)
+
+
+def wait_short() -> None:
+    """From here on all ranks do the same, and need not wait long for each other."""
+    _set_wait(SHORT_WAIT)
 
 
 def _set_wait(wait: timedelta) -> None:

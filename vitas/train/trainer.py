@@ -146,6 +146,8 @@ class Trainer:
                 self.schedule.step_update(step)
                 with explained(partial(self._out_of_memory, step)):
                     outcome = self._step(step, batches)
+                if step == self.last.step:  # it may have waited for a first batch, a compiler, a stream's old images
+                    failures.wait_short()
                 self.writer.check()
                 meter.add(outcome.loss)
                 done = step + 1
