@@ -24,7 +24,7 @@ SHORT = [
 
 def pytest_configure(config):
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-        # Each has its share of the cores: threads that wait for each other on a core of another's are seven times slower.
+        # Each has its share of the cores: threads that wait for a core of others are seven times slower.
         cores, count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count] or cores)
     if config.option.markexpr != "gpu":  # all other tests are of CPUs, whatever the machine has
