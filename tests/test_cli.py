@@ -76,8 +76,8 @@ def test_the_public_names_are_there_and_no_others():
     import vitas
 
     for name in vitas.__all__:
-        assert getattr(vitas, name).__name__ == name
         assert name in dir(vitas)
+        assert name == "__version__" or getattr(vitas, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'vitas' has no attribute 'load_modle'"):
         vitas.load_modle  # noqa: B018
 

@@ -87,10 +87,9 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         if isinstance(self.norm, nn.LayerNorm):
             self.norm.eps = FINAL_EPS
         self.architecture = architecture
-        self._follow_input_size()
         self.pretrained_cfg: dict[str, Any] = {
             "architecture": "vitas",
-            "input_size": (3, *(self.patch_embed.img_size or 2 * (architecture.image_size,))),
+            "input_size": (3, architecture.image_size, architecture.image_size),
             "fixed_input_size": True,
             "num_classes": num_classes,
             "pool_size": None,
@@ -98,6 +97,13 @@ class VisionTransformer(vision_transformer.VisionTransformer):
             "classifier": "head",
         }
         """What is known of the model, under timm's names; whoever trains or loads it adds classes and preprocessing."""
+        self._follow_input_size()
+
+    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+        """Timm's: a new classifier. The names of other classes are names no more."""
+        super().reset_classifier(num_classes, *args, **kwargs)
+        self.pretrained_cfg["num_classes"] = num_classes
+        self.pretrained_cfg.pop("label_names", None)
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
         """Timm's: another size of images or of patches; the positions are resampled."""
@@ -105,8 +111,11 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         self._follow_input_size()
 
     def _follow_input_size(self) -> None:
-        (height, width), (patch_size, _) = self.patch_embed.img_size or (0, 0), self.patch_embed.patch_size
-        if height and height == width:  # an Architecture is square
+        if self.patch_embed.img_size is None:  # any size
+            return
+        (height, width), (patch_size, _) = self.patch_embed.img_size, self.patch_embed.patch_size
+        self.pretrained_cfg["input_size"] = (3, height, width)
+        if height == width:  # an Architecture is square
             self.architecture = self.architecture.model_copy(update={"image_size": height, "patch_size": patch_size})
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
