@@ -22,11 +22,17 @@ SHORT = [
 """Overrides that make the quickstart a matter of seconds."""
 
 
+def _share_of_cores() -> set[int]:
+    """The cores of this worker of pytest's. Threads that wait for a core of others make a run seven times slower."""
+    cores = sorted(os.sched_getaffinity(0))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return set(cores[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))] or cores)
+
+
+CORES = _share_of_cores()
+
+
 def pytest_configure(config):
-    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-        # Each has its share of the cores: threads that wait for a core of others are seven times slower.
-        cores, count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count] or cores)
     if config.option.markexpr != "gpu":  # all other tests are of CPUs, whatever the machine has
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -35,7 +41,14 @@ def launch(*arguments: str, ranks: int = 1, options: tuple[str, ...] = (), cwd: 
     """Types `accelerate launch RECIPE ...` as a user does; returns the finished process with its output."""
     many = ["--cpu", "--num_processes", str(ranks)] if ranks > 1 else []
     command = [str(Path(sys.executable).with_name("accelerate")), "launch", *many, *options, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        preexec_fn=lambda: os.sched_setaffinity(0, CORES),
+    )
     if check and done.returncode:
         pytest.fail(
             f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}",

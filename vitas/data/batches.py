@@ -73,7 +73,7 @@ def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int
     """An endless stream of this rank's micro-batches, from step `plan.start` to `plan.stop`."""
     if split.streamed:  # no more workers than this rank has shards
         workers = min(workers, max(1, split.dataset.num_shards // plan.world))
-    options: dict[str, Any] = {"num_workers": min(workers, os.cpu_count() or 1), "pin_memory": pin_memory}
+    options: dict[str, Any] = {"num_workers": min(workers, allowed_cores()), "pin_memory": pin_memory}
     options["worker_init_fn"] = outlive_a_stop
     if split.streamed:
         stream = Stream(split, transform, plan, seed, shuffle_buffer)
@@ -81,6 +81,11 @@ def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int
     rows = _Rows(split, transform, seed)
     batches = _micro_batches(len(rows), plan, seed)
     return DataLoader(rows, batch_sampler=batches, collate_fn=_collate, **options)  # pyright: ignore[reportArgumentType]
+
+
+def allowed_cores() -> int:
+    """The cores that this process may use: those of its job, not all of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def outlive_a_stop(_: int) -> None:

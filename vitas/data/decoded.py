@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vitas.config import UserError, one_line
 from vitas.data import keyed
 from vitas.data.augment import preprocessing
-from vitas.data.batches import outlive_a_stop
+from vitas.data.batches import allowed_cores, outlive_a_stop
 from vitas.data.images import DECODING, UNREADABLE, decode
 from vitas.data.splits import Split
 from vitas.recipe import Data
@@ -68,7 +68,7 @@ def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> dict
     labels: list[int] = []
     reasons: dict[str, str] = {}
     bar = tqdm(desc=f"decode {folder.name}", unit=" images", leave=False, total=parts.images)
-    workers = min(data.workers, len(parts), os.cpu_count() or 1)
+    workers = min(data.workers, len(parts), allowed_cores())
     loader = DataLoader(parts, batch_size=None, num_workers=workers, worker_init_fn=outlive_a_stop)
     try:
         with open(folder / "images.tmp", "wb") as raw:

@@ -10,6 +10,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 
 from vitas.config import UserError
+from vitas.data.batches import allowed_cores
 from vitas.recipe import Recipe
 from vitas.train.failures import LONG_WAIT
 
@@ -20,8 +21,7 @@ def make_accelerator(settings: Recipe) -> Accelerator:
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # the launcher's default: one thread, whatever the machine
-            allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            cores = allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            cores = allowed_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(1, cores - settings.data.workers))
     if not on_cpu:
         torch.set_float32_matmul_precision("high")  # TF32; on CPUs it would mean bfloat16
