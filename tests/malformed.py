@@ -240,6 +240,7 @@ OVERRIDES = {
         "supernet.augment.erasing=1.5": "supernet.augment.erasing: expected less than or equal to 1",
         "retrain.augment.scale=[0.5,1.5]": "retrain.augment.scale.1: expected less than or equal to 1",
         "supernet.augment.auto_augment=rand-foo": "such as rand-m9-mstd0.5-inc1, and not 'foo'",
+        "supernet.augment.auto_augment=rand-tfoo": "such as rand-m9-mstd0.5-inc1, and not 'tfoo'",
         "supernet.augment.auto_augment=rand-m": "such as rand-m9-mstd0.5-inc1, and not 'm'",
         "supernet.augment.auto_augment=rand-m9-mstd0.5-ink1": "such as rand-m9-mstd0.5-inc1, and not 'ink1'",
         "supernet.augment.auto_augment=rand-m9.5": "such as rand-m9-mstd0.5-inc1, and not 'm9.5'",

@@ -20,7 +20,7 @@ from vitas.version import __version__
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 
-REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 """What a file system says of paths that are the user's to change."""
 
 

@@ -137,7 +137,7 @@ class Augment(Section):
     def _known(cls, policy: str | None) -> str | None:
         kind, *options = (policy or "original").split("-")
         whole, real = r"\d{1,4}", r"\d{1,4}(\.\d{1,9})?"
-        mstd, others = rf"mstd{real}", rf"(m|n|mmax|inc){whole}|p{real}|t\w+"
+        mstd, others = rf"mstd{real}", rf"(m|n|mmax|inc){whole}|p{real}|t(weights|3aw?)"
         known = {"rand": rf"{mstd}|{others}", "augmix": rf"{mstd}|(m|w|d|b){whole}|a{real}"}
         known |= dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), mstd)
         wrong = [option for option in options if not re.fullmatch(known.get(kind, ""), option)]

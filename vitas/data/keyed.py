@@ -22,7 +22,7 @@ def read(file: Path, key: dict[str, Any] | None = None) -> Any:
         changed = [name for name in {**made, **(key or made)} if made.get(name) != (key or made).get(name)]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         say(f"{file}: damaged; made anew")
         return None
     if changed:

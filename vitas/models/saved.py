@@ -108,7 +108,7 @@ def _read_config(file: Path, num_classes: int) -> dict[str, Any]:
         above = {key: config[key] for key in ("architecture", "num_classes", "label_names") if key in config}
         known: dict[str, Any] = config["pretrained_cfg"] | above
         counts = {known["num_classes"], len(known.get("label_names", range(num_classes)))}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: not a model config of timm, or damaged: {one_line(repr(error))}") from None
     if counts != {num_classes}:
         raise UserError(f"{file}: says {' and '.join(map(str, counts))} classes, and the weights have {num_classes}")

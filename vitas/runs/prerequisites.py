@@ -56,8 +56,10 @@ def _check_architecture(settings: Recipe) -> None:
 def _check_weights(settings: Recipe) -> None:
     weights, architecture, folder = settings.evaluate.weights, settings.evaluate.architecture, settings.folder
     if weights is not None:
-        if not os.path.exists(expanded(weights)):
-            raise UserError(f"evaluate.weights: {weights}: No such file or directory")
+        file = expanded(weights)
+        file = file / "model.safetensors" if os.path.isdir(file) else file
+        if not os.path.isfile(file):
+            raise UserError(f"evaluate.weights: {file}: No such file or directory")
         if architecture is not None:
             _find("evaluate.architecture", architecture)
         return

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from vitas.data import augment, batches, stream
@@ -77,7 +76,7 @@ def _train_one(run: Run, architecture: Architecture, folder: Path, *, init: str)
     model = VisionTransformer(architecture, run.num_classes, drop_path_rate=settings.drop_path)
     if init == "supernet":
         net = run.new_supernet()
-        net.load_state_dict(load_file(run.supernet_weights("retrain.init: supernet")))
+        saved.load_weights(net, run.supernet_weights("retrain.init: supernet"))
         model.load_state_dict(net.extract(architecture).state_dict())
     if settings.compile:
         model.compile()

@@ -149,7 +149,7 @@ def _is_whole(checkpoint: Path) -> bool:
         found = manifest(checkpoint)
         whole = all(_checksum(checkpoint / name) == total for name, total in found["files"].items())
         return whole and found["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

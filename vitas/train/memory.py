@@ -42,7 +42,7 @@ def estimate(
 ) -> dict[str, int]:
     """The bytes that one rank needs on its device, by what for.
 
-    The model runs on fake images, which have a shape but no contents: no memory of that size is needed here.
+    Neither the weights nor the images have contents, only a shape: no memory of that size is needed here.
 
     Args:
         model: Makes the model.
@@ -52,7 +52,8 @@ def estimate(
         settings: Hyperparameters.
         of: The backend.
     """
-    built = model().train()
+    with torch.device("meta"):
+        built = model().train()
     parameters = sum(parameter.numel() for parameter in built.parameters())
     activations = _saved(built, images, image_size, inputs, of)
     if settings.grad_checkpointing:  # those between the blocks, and all of one block while it is computed again
@@ -76,10 +77,11 @@ def _saved(model: nn.Module, images: int, image_size: int, inputs: tuple[Any, ..
     half = PRECISIONS[of.precision]
     cast = half if of.zero and half else torch.float32  # DeepSpeed casts the weights, Accelerate the operations
     mode = FakeTensorMode()
-    weights = {
-        name: mode.from_tensor(parameter.detach().to(cast)).requires_grad_()
-        for name, parameter in model.named_parameters()
-    }
+    with mode:
+        weights = {
+            name: torch.empty(parameter.shape, dtype=cast, requires_grad=True)
+            for name, parameter in model.named_parameters()
+        }
     own = {weight.untyped_storage()._cdata for weight in weights.values()}
     kept: dict[int, torch.UntypedStorage] = {}  # holds them, so that none's address is used twice
 
