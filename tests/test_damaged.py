@@ -72,7 +72,7 @@ SPOILED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "made_again", "overrides"), SPOILED)
+@pytest.mark.parametrize(("name", "content", "made_again", "overrides"), SPOILED, ids=range(len(SPOILED)))
 def test_a_damaged_file_is_named_in_one_line_and_nothing_is_lost(copy, capsys, name, content, made_again, overrides):
     spoil(copy / name, content)
     if made_again:
