@@ -47,8 +47,8 @@ def in_an_empty_folder(tmp_path, monkeypatch):
         ),
         ("retrain.augment.auto_augment=rand-tweights-n30", "retrain.augment: timm cannot do it"),
         ("stages=[evolve]", "supernet/model.safetensors: No such file or directory: stage evolve needs a supernet"),
-        ("stages=[retrain]", "evolution/best.yaml: No such file or directory: retrain.architecture: best needs"),
-        ("stages=[baseline]", "evolution/best.yaml: No such file or directory: retrain.architecture: best needs"),
+        ("stages=[retrain]", "evolution: No such file or directory: retrain.architecture: best needs"),
+        ("stages=[baseline]", "evolution: No such file or directory: retrain.architecture: best needs"),
         ("stages=[evolve,retrain,evaluate]", "stage evolve needs a supernet; add stage supernet"),
         (
             "stages=[retrain] retrain.init=supernet retrain.architecture=s.yaml",

@@ -93,30 +93,31 @@ def test_what_is_only_written_may_be_damaged(copy, finished, name):
     assert (copy / name).read_text() == expected
 
 
-def test_damaged_lines_of_the_journal_are_passed_over_and_their_candidates_scored_again(copy, finished, capsys):
-    journal = copy / "evolution" / "journal.jsonl"
-    lines = journal.read_text().splitlines(keepends=True)
+def test_damaged_lines_of_the_scores_are_passed_over_and_their_candidates_scored_again(copy, finished, capsys):
+    (file,) = copy.glob("supernet/scores/*/*.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
     entry = json.loads(lines[1])
     damaged = [
         "[]\n", "5\n", "{}\n", "{\n", "\0\n", "[" * 100_000 + "\n",
-        json.dumps(entry | {"top1": "high"}) + "\n", json.dumps(entry | {"top1": float("nan")}) + "\n",
-        json.dumps(entry | {"key": ["a"]}) + "\n", json.dumps(entry | {"key": "0" * 12}) + "\n",
-        json.dumps(entry | {"architecture": None}) + "\n", json.dumps({"key": entry["key"]}) + "\n",
+        json.dumps(entry | {"hits": "many"}) + "\n", json.dumps(entry | {"loss": {"left": [float("nan")]}}) + "\n",
+        json.dumps(entry | {"key": ["a"]}) + "\n", json.dumps(entry | {"batch_size": None}) + "\n",
+        json.dumps(entry | {"first": -1}) + "\n", json.dumps({"key": entry["key"]}) + "\n",
     ]  # fmt: skip
-    journal.write_text("".join([lines[0], *damaged, *lines[2:]]) + '{"key": "cut sh')
-    best = (copy / "evolution" / "best.yaml").read_text()
+    file.write_text("".join([lines[0], *damaged, *lines[2:]]) + '{"key": "cut sh')
+    before = {name: (copy / "evolution" / name).read_text() for name in ("best.yaml", "front.json", "candidates.jsonl")}
     for name in ("best.yaml", "front.json"):
         (copy / "evolution" / name).unlink()
     capsys.readouterr()
     assert run(copy.parent) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     numbers = range(2, 2 + len(damaged))
-    assert told == [f"warning: {journal}: line {number} is damaged, and passed over" for number in numbers]
-    assert (copy / "evolution" / "best.yaml").read_text() == best
-    again = read_lines(journal)[-1]
-    assert {name: again[name] for name in ("key", "top1", "macs")} == {
-        name: entry[name] for name in ("key", "top1", "macs")
-    }
+    assert told == [f"warning: {file}: line {number} is damaged, and passed over" for number in numbers]
+    assert {name: (copy / "evolution" / name).read_text() for name in before} == before
+    (new,) = set(copy.glob("supernet/scores/*/*.jsonl")) - {file}  # the copy of a run writes its own
+    again = read_lines(new)
+    assert {line["key"] for line in again} == {entry["key"]}
+    for name in ("hits", "loss"):
+        assert [value for line in again for value in line[name]["left"]] == entry[name]["left"]
 
 
 def test_damaged_metrics_are_passed_over(copy, finished, capsys):

@@ -82,7 +82,7 @@ def test_another_source_row_class_or_crop_is_decoded_anew_with_a_line(photos, ca
     cache = photos / "cache" / "holdout"
     split, data = holdout_of(photos / "one", seed=1)
     before = decode(split, data, cache)
-    before = decoded.Cached(before.images.copy(), before.labels)
+    before = decoded.Cached(before.images.copy(), before.labels, before.digest)
     again, data = holdout_of(photos / "one", seed=1)
     assert same(before, decode(again, data, cache))
     assert capsys.readouterr().out == ""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitas import recipe
 from vitas.files import read_lines
-from vitas.models import throughput
+from vitas.models.measured import measure
 from vitas.models.vit import VisionTransformer
 from vitas.spaces.architecture import Architecture
 
@@ -41,7 +41,7 @@ def test_a_search_recipe_runs_with_its_full_size_supernet(path, images, tmp_path
     launch(path, *changes, cwd=tmp_path)
     run = tmp_path / "runs" / recipe.load(path).name
     assert [line["step"] for line in read_lines(run / "metrics.jsonl") if line["stage"] == "supernet"] == [2]
-    entries = read_lines(run / "evolution" / "journal.jsonl")
+    entries = read_lines(run / "evolution" / "candidates.jsonl")
     low, high = recipe.load(path).budget.flops
     # The classifier of the stand-in's two classes is smaller; the budget is counted with it.
     assert len(entries) == 4
@@ -55,7 +55,7 @@ def test_a_throughput_window_is_honoured_on_this_machine(tmp_path):
     try:
         settings = recipe.load(QUICKSTART)
         middle = VisionTransformer(settings.space.sample(0, 1), 10)
-        speed = throughput.measure_throughput(middle, 16, batch_size=64)
+        speed = measure(middle, 16, ["throughput"], batch_size=64)["throughput"]
         low, high = 0.7 * speed, 1.4 * speed
         budget = [f"budget.throughput=[{low},{high}]", "budget.throughput_batch=64", "budget.macs=null"]
         launch(QUICKSTART, *SHORT, *budget, "stages=[supernet,evolve]", "evolve.population=8", cwd=tmp_path)
@@ -63,7 +63,7 @@ def test_a_throughput_window_is_honoured_on_this_machine(tmp_path):
         assert front
         for entry in front:
             model = VisionTransformer(Architecture.model_validate(entry["architecture"]), 10)
-            again = statistics.median(throughput.measure_throughput(model, 16, batch_size=64) for _ in range(5))
+            again = statistics.median(measure(model, 16, ["throughput"], batch_size=64)["throughput"] for _ in range(5))
             assert 0.9 * low <= again <= 1.1 * high
     finally:
         torch.set_num_threads(threads)

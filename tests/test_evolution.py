@@ -1,94 +1,145 @@
 import numpy as np
 import pytest
-from accelerate import Accelerator
 from conftest import small_space
 
 from vitas.config import UserError
 from vitas.recipe import Evolution
 from vitas.search import evolution
-from vitas.search.journal import Journal
-from vitas.search.workers import Workers
 from vitas.spaces import cost
+from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
 
 SPACE = small_space(embed_dim={"max": 40})
 BUDGET = Budget(macs=(1e5, 2e5))
+ALGORITHMS = ["nsga2", "regularized", "random"]
 
 
-def fake_score(architecture) -> dict:
+def worth(architecture) -> float:
     """A score that rewards wide MLPs in early blocks: better ones exist, and random search seldom meets them."""
-    wide = sum(block.mlp_dim / (place + 1) for place, block in enumerate(architecture.blocks) if block)
-    return {"top1": wide, **cost.count(architecture, 7)}
+    return sum(block.mlp_dim / (place + 1) for place, block in enumerate(architecture.blocks) if block)
 
 
-def search(tmp_path, budget=BUDGET, score=fake_score, **settings):
-    workers = Workers(Accelerator(), score, Journal(tmp_path, 0))
+class Scored:
+    """Stands for the ranks; `asked` are the candidates that they were asked to score, and on which part."""
+
+    def __init__(self, measured=lambda architecture: {}, noise=0.0):
+        self.asked, self.measured, self.noise = [], measured, noise
+
+    def costs(self, candidates):
+        return [
+            {"key": a.key, "architecture": a.model_dump(), **cost.count(a, 7), **self.measured(a)} for a in candidates
+        ]
+
+    def score(self, candidates, part):
+        self.asked += [(candidate.key, part) for candidate in candidates]
+        luck = [np.random.default_rng(int(a.key[:8], 16)).normal() * self.noise * (1 - part) for a in candidates]
+        return [{"top1": worth(a) + x, "images": int(100 * part)} for a, x in zip(candidates, luck, strict=True)]
+
+
+def search(budget=BUDGET, scored=None, **settings):
+    scored = scored or Scored()
     settings = Evolution(**{"population": 12, "generations": 8} | settings)
-    run = evolution.evolve(
-        SPACE,
-        budget,
-        settings,
-        7,
-        lambda candidates: workers.score_all(candidates, lambda done: None),
-        seed=1,
-        skip=0.2,
-    )
+    budgets = budget if isinstance(budget, dict) else {"": budget}
+    skips = dict.fromkeys(budgets, 0.2)
+    run = evolution.evolve(SPACE, budgets, settings, 7, scored.costs, scored.score, seed=1, skips=skips)
     return [entry for generation in run for entry in generation]
 
 
-def test_every_candidate_is_inside_the_budget_and_the_search_improves(tmp_path):
-    entries = search(tmp_path)
-    assert len(entries) == 12 * 8
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_candidate_is_new_and_inside_the_budget(algorithm):
+    entries = search(algorithm=algorithm)
+    assert len(entries) == len({entry["key"] for entry in entries}) == 12 * 8
     assert all(1e5 <= entry["macs"] <= 2e5 for entry in entries)
+
+
+@pytest.mark.parametrize(("algorithm", "gain"), [("nsga2", 1.2), ("regularized", 1.2), ("random", 0)])
+def test_evolution_improves_and_random_search_does_not(algorithm, gain):
+    entries = search(algorithm=algorithm)
     first, last = (np.mean([entry["top1"] for entry in part]) for part in (entries[:12], entries[-12:]))
-    assert last > 1.2 * first
+    assert last > gain * first if gain else abs(last / first - 1) < 0.15
 
 
-def test_a_search_is_replayed_from_its_journal_without_scoring_again(tmp_path):
-    entries = search(tmp_path)
-    again = search(tmp_path, score=lambda architecture: pytest.fail("scored twice"))
-    assert [entry["key"] for entry in again] == [entry["key"] for entry in entries]
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_longer_search_begins_as_a_shorter_one(algorithm):
+    short, long = (search(algorithm=algorithm, generations=generations) for generations in (4, 8))
+    assert long[: len(short)] == short
 
 
-def test_a_search_cut_short_goes_on_to_the_same_end(tmp_path):
-    whole = search(tmp_path / "whole")
-    scored = []
-
-    def dies(architecture):
-        if len(scored) == 30:
-            raise KeyboardInterrupt
-        scored.append(architecture.key)
-        return fake_score(architecture)
-
-    with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "cut", score=dies)
-    journal = tmp_path / "cut" / "journal.jsonl"
-    journal.write_text(journal.read_text() + '{"key": "torn')  # what a kill in the middle of a write leaves
-    once_more = []
-    entries = search(tmp_path / "cut", score=lambda a: once_more.append(a.key) or fake_score(a))
-    assert [entry["key"] for entry in entries] == [entry["key"] for entry in whole]
-    assert not set(scored) & set(once_more)
+def test_an_aging_population_forgets_its_best():
+    """The parents stay as they are when their children are mutated, and the oldest go, however good they are."""
+    space = small_space()
+    first = evolution.random_genomes(space, Budget(), 7, seed=0, skip=0.2)
+    settings = Evolution(algorithm="regularized", mutation=0.5)
+    algorithm = evolution.Algorithm(settings, space, 8, first, lambda genomes: np.ones(len(genomes), bool), 1, seed=0)
+    asked = []
+    for age in range(6):
+        genomes = algorithm.ask(8)
+        asked += list(genomes)
+        algorithm.tell(np.full((len(genomes), 1), float(age)), -np.ones((len(genomes), 1)))  # the first are the best
+        kept = algorithm._algorithm.pop.get("X").astype(np.int64)
+        assert np.array_equal(kept, asked[-8:])
+    assert len(asked) == 8 + 5 * 2
 
 
-def test_the_front_holds_what_nothing_beats(tmp_path):
-    entries = search(tmp_path, objectives=["top1", "params"])
+def test_the_front_holds_what_nothing_beats():
+    entries = search(objectives=["top1", "params"])
     front = evolution.front(entries, BUDGET, ["top1", "params"])
     assert front[0]["top1"] == max(entry["top1"] for entry in entries)
     for entry in entries:
         assert any(other["top1"] >= entry["top1"] and other["params"] <= entry["params"] for other in front)
 
 
-def test_measured_throughput_is_a_constraint(tmp_path):
-    def score(architecture):
-        return {**fake_score(architecture), "throughput": 1e9 / cost.count(architecture, 7)["macs"]}
-
-    budget = Budget(macs=(1e5, 2e5), throughput=(6000, 6500))
-    entries = search(tmp_path, budget=budget, score=score, population=20, generations=12)
+def test_measured_costs_are_constraints_and_what_breaks_them_is_not_scored():
+    scored = Scored(lambda architecture: {"throughput": 1e9 / cost.count(architecture, 7)["macs"], "latency": 1.0})
+    budget = Budget(macs=(1e5, 2e5), throughput=(6000, 6500), latency=(0.5, 1.5))
+    entries = search(budget, scored, population=20, generations=12)
     found = evolution.front(entries, budget, ["top1"])
     assert found
     assert all(6000 <= entry["throughput"] <= 6500 for entry in found)
     best_of_first = evolution.front(entries[:20], budget, ["top1"])[0]["top1"]
     assert found[0]["top1"] > 1.2 * best_of_first
+    inside = {entry["key"] for entry in entries if 6000 <= entry["throughput"] <= 6500}
+    assert [key for key, _ in scored.asked] == [entry["key"] for entry in entries if entry["key"] in inside]
+    assert all(("top1" in entry) == (entry["key"] in inside) for entry in entries)
+
+
+def test_throughput_is_improved_upwards_and_latency_downwards():
+    def measured(architecture):
+        speed = 1e9 / cost.count(architecture, 7)["macs"]
+        return {"throughput": speed, "latency": 1 / speed}
+
+    for objectives in (["top1", "throughput"], ["top1", "latency"]):
+        entries = search(scored=Scored(measured), objectives=objectives)
+        front = evolution.front(entries, BUDGET, objectives)
+        assert min(entry["macs"] for entry in front) == min(entry["macs"] for entry in entries)
+
+
+def test_several_budgets_share_the_population_and_find_one_best_each():
+    budgets = {"small": Budget(macs=(0.5e5, 1e5)), "base": Budget(macs=(1e5, 2e5))}
+    entries = search(budgets, population=13)
+    per_budget = [sum(low <= entry["macs"] <= high for entry in entries) for low, high in ((0.5e5, 1e5), (1e5, 2e5))]
+    assert per_budget == [7 * 8, 6 * 8]
+    small, base = (evolution.front(entries, budget, ["top1"])[0] for budget in budgets.values())
+    assert small["macs"] <= 1e5 <= base["macs"]
+    first = entries[:13]
+    assert small["top1"] > evolution.front(first, budgets["small"], ["top1"])[0]["top1"]
+
+
+def test_halving_scores_the_better_half_on_more_images_and_finds_only_what_was_scored_on_all():
+    scored = Scored(noise=5.0)
+    entries = search(scored=scored, fidelity=[0.1, 0.3, 1.0])
+    parts = [part for _, part in scored.asked]
+    assert [parts.count(part) for part in (0.1, 0.3, 1.0)] == [8 * 12, 8 * 6, 8 * 3]
+    assert {entry["fidelity"]: entry["images"] for entry in entries} == {0.1: 10, 0.3: 30, 1.0: 100}
+    generation = entries[:12]
+    luck = {entry["key"]: np.random.default_rng(int(entry["key"][:8], 16)).normal() * 5.0 for entry in generation}
+    noisy = {entry["key"]: entry["top1"] for entry in generation if entry["fidelity"] == 0.1}
+    # Those who went no further had the lower scores on a tenth of the images.
+    further = [entry for entry in generation if entry["fidelity"] > 0.1]
+    first = [worth(Architecture.model_validate(entry["architecture"])) + 0.9 * luck[entry["key"]] for entry in further]
+    assert max(noisy.values()) <= min(first)
+    front = evolution.front(entries, BUDGET, ["top1"])
+    assert front[0]["top1"] == max(entry["top1"] for entry in entries if entry["fidelity"] == 1)
 
 
 def test_a_budget_that_cannot_be_met_names_the_reachable_range():
@@ -96,9 +147,10 @@ def test_a_budget_that_cannot_be_met_names_the_reachable_range():
         evolution.first_generation(SPACE, Budget(macs=(1e12, 1e12)), 7, 4, seed=0, skip=0.0)
 
 
-def test_a_space_smaller_than_the_population_is_searched_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_space_smaller_than_the_population_is_searched_whole(algorithm, monkeypatch):
     small = small_space(patch_size=[4], depth=1, heads=[1], identity="none", mlp_dim={"max": 10, "ratios": [0.5, 1]})
     monkeypatch.setattr("test_evolution.SPACE", small)
     assert small.size == 18
-    entries = search(tmp_path, budget=Budget(), population=50)
+    entries = search(Budget(), population=50, algorithm=algorithm)
     assert len({entry["key"] for entry in entries}) == 18

@@ -65,9 +65,7 @@ def test_ctrl_c_saves_says_so_and_shows_no_traceback(tmp_path, stage, words):
         command = [sys.executable, str(QUICKSTART), *SHORT, "evolve.generations=30"]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     run = tmp_path / "runs" / "quickstart"
-    wait_for(
-        lambda: lines(tmp_path, "supernet") if stage == "supernet" else read_lines(run / "evolution/journal.jsonl")
-    )
+    wait_for(lambda: lines(tmp_path, "supernet") if stage == "supernet" else [*run.glob("supernet/scores/*/*-0.jsonl")])
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's workers too
     assert process.wait(60) == 130
     text = (tmp_path / "log").read_text()

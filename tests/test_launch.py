@@ -40,26 +40,27 @@ def outcome(run: Path) -> dict:
         "weights": {
             stage: (run / stage / "model.safetensors").read_bytes() for stage in ("supernet", "retrain", "baseline")
         },
-        "front": [{name: value for name, value in entry.items() if name not in ("seconds", "rank")} for entry in front],
+        "front": front,
         "best": (run / "evolution" / "best.yaml").read_text(),
         "evaluation": evaluation,
     }
 
 
-def scores(run: Path) -> list[dict]:
-    return [entry for file in (run / "evolution").glob("journal*.jsonl") for entry in read_lines(file)]
+def scored(run: Path) -> list[tuple[str, int]]:
+    """Which candidate was scored on which slice of the images, as often as it was."""
+    lines = [line for file in run.glob("supernet/scores/*/*.jsonl") for line in read_lines(file)]
+    return [(line["key"], line["first"] + at) for line in lines for at in range(len(line["hits"]["left"]))]
 
 
 def test_two_ranks_find_what_one_finds_in_the_same_supernet(whole, tmp_path):
     run = tmp_path / "runs" / "quickstart"
-    shutil.copytree(whole / "supernet", run / "supernet")
+    shutil.copytree(whole / "supernet", run / "supernet", ignore=shutil.ignore_patterns("scores"))
     launch(QUICKSTART, *SHORT, "stages=[evolve]", ranks=2, cwd=tmp_path)
-    one, two = ({entry["key"]: entry for entry in scores(folder)} for folder in (whole, run))
-    assert one.keys() == two.keys()
-    assert all(one[key]["top1"] == two[key]["top1"] for key in one)
-    assert (run / "evolution" / "best.yaml").read_text() == (whole / "evolution" / "best.yaml").read_text()
-    assert {entry["rank"] for entry in two.values()} == {0, 1}  # both ranks scored
-    assert len(scores(run)) == len(two)  # and none twice
+    for name in ("candidates.jsonl", "front.json", "best.yaml"):
+        assert (run / "evolution" / name).read_text() == (whole / "evolution" / name).read_text()
+    assert sorted(scored(run)) == sorted(set(scored(whole)))  # none twice
+    writers = [file.stem.rpartition("-")[2] for file in run.glob("supernet/scores/*/*.jsonl") if read_lines(file)]
+    assert sorted(writers) == ["0", "1"]  # both ranks scored
 
 
 def start(cwd: Path) -> subprocess.Popen:
@@ -70,7 +71,7 @@ def start(cwd: Path) -> subprocess.Popen:
 
 def lines_of(run: Path, stage: str) -> int:
     if stage == "evolve":
-        return len(scores(run))
+        return len(scored(run))
     return sum(line["stage"] == stage for line in read_lines(run / "metrics.jsonl"))
 
 
@@ -88,8 +89,7 @@ def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path, stage):
         process.wait()
     launch(QUICKSTART, *SHORT, cwd=tmp_path)
     assert outcome(run) == outcome(whole)
-    keys = [entry["key"] for entry in scores(run)]
-    assert len(keys) == len(set(keys))
+    assert len(scored(run)) == len(set(scored(run)))
     for name in ("supernet", "retrain"):
         steps = [line["step"] for line in read_lines(run / "metrics.jsonl") if line["stage"] == name]
         assert steps == sorted(set(steps))

@@ -78,6 +78,14 @@ def test_the_first_command_searches_retrains_and_reports(clone):
     assert 0.8e6 <= found["macs"] <= 1.2e6
 
 
+def test_another_search_of_the_same_supernet(clone):
+    (command,) = [line for line in COMMANDS if "evolve.name=front" in line]
+    printed = run(command, clone)
+    assert "<- best" in printed and "next: accelerate launch" in printed
+    front = json.loads((clone / "runs" / "quickstart" / "front" / "front.json").read_text())
+    assert len(front) > 1 and all(0.3e6 <= entry["macs"] <= 1.2e6 for entry in front)
+
+
 def test_the_command_for_own_images(clone):
     command = next(line for line in COMMANDS if "photos" in line)
     run(" ".join([command, *SHORT, "supernet.batch_size=16", "retrain.batch_size=16"]), clone)

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import QUICKSTART, ROOT, SHORT
 
+from vitas.cli import main
 from vitas.files import read_lines
+from vitas.models.saved import load_model
+from vitas.spaces.architecture import Architecture
 
 pytestmark = pytest.mark.slurm
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
@@ -48,5 +51,25 @@ def test_a_job_on_two_nodes_is_told_to_stop_queues_again_and_finishes(slurm, tmp
     assert "2 x cpu (MULTI_CPU)" in text
     assert "it queues again" in text
     assert "supernet: goes on from step" in text
-    journals = list((run / "evolution").glob("journal*.jsonl"))
-    assert len(journals) == 2  # one from each node
+    scored = [file for file in run.glob("supernet/scores/*/*.jsonl") if read_lines(file)]
+    assert len(scored) == 2  # one from each node
+
+
+def test_an_array_retrains_what_a_search_has_found_one_a_job(slurm, tmp_path):
+    two = ["budget.macs=null", "budgets.small.macs=[0.3e6,0.6e6]", "budgets.base.macs=[0.8e6,1.2e6]"]
+    assert main(["run", str(QUICKSTART), *SHORT, *two, "stages=[supernet,evolve]", f"output={tmp_path}/runs"]) == 0
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    array = ["sbatch", "--parsable", "-N", "1", "--array=1-3", ROOT / "launch" / "slurm" / "array.sbatch"]
+    names = ["runs/quickstart/evolution", "best:small", "best:base"]
+    done = subprocess.run(
+        [*array, *names, "retrain.epochs=2"], cwd=tmp_path, env=slurm, check=True, capture_output=True, text=True
+    )
+    job = done.stdout.strip()
+    for task, name in ((1, "small"), (2, "base")):
+        log = tmp_path / f"vitas-{job}_{task}.log"
+        wait_for(lambda log=log: log.is_file() and "top-1 %" in log.read_text(), 240, log)
+        found = Architecture.from_yaml(tmp_path / "runs" / "quickstart" / "evolution" / f"best_{name}.yaml")
+        assert load_model(tmp_path / "runs" / f"quickstart-best-{name}" / "retrain").architecture == found
+    third = tmp_path / f"vitas-{job}_3.log"
+    wait_for(third.is_file, 120, third)
+    wait_for(lambda: "of 2 names there is none for job 3 of the array" in third.read_text(), 60, third)

@@ -68,6 +68,7 @@ def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) ->
             model=Toy(forget),
             settings=settings,
             folder=Path(folder) / "retrain",
+            stage="retrain",
             data=SimpleNamespace(size=8, batches=batches, unreadable=Unreadable("toy"), num_classes=2, seed=0),
             inputs=lambda step: (ARCHITECTURE,),
             tracker=tracking.Tracker(quickstart, accelerator),

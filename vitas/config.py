@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -39,7 +39,9 @@ class Section(BaseModel):
     The docstring under a field is its help text, in `vitas check --schema` and in editors.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -115,13 +117,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of `section`, those of its sub-sections included."""
+    """Every dotted key of `section`, those of its sub-sections included; `*` stands for a name that the user gives."""
     names = []
-    for name, field in section.model_fields.items():
-        names.append(prefix + name)
+    for attribute, field in section.model_fields.items():
+        name = prefix + (field.alias or attribute)
+        names.append(name)
+        if get_origin(field.annotation) is dict:
+            name += ".*"
+            names.append(name)
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                names += keys(kind, f"{prefix}{name}.")
+                names += keys(kind, f"{name}.")
     return names
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -25,6 +26,7 @@ from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse
 from vitas.files import expanded
 from vitas.spaces.architecture import MOST_CLASSES
 from vitas.spaces.budget import Budget, Rising, calibrate_skip
+from vitas.spaces.cost import MEASURED
 from vitas.spaces.space import SearchSpace
 
 Stage = Literal["supernet", "evolve", "retrain", "baseline", "evaluate"]
@@ -32,6 +34,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Mean = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
 Std = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
 BatchSize = Annotated[int, Field(gt=0, le=2**20)]
+
+NAME = r"^[A-Za-z0-9][\w.-]*$"
+"""What may name a folder."""
 
 MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
 """Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
@@ -151,6 +156,8 @@ class Augment(Section):
 class Training(Section):
     """The one training loop. The same recipe trains the same on any number of ranks."""
 
+    section: ClassVar[str]
+    """Its name in a recipe."""
     epochs: Annotated[float, Field(gt=0, le=1e6)] = 300
     """Passes over the training images."""
     batch_size: BatchSize = 1024
@@ -194,19 +201,26 @@ class Training(Section):
 class SupernetTraining(Training):
     """Training of the supernet: another random subnet at each step."""
 
+    section = "supernet"
     sharing: Literal["ordinal", "bilateral", "cyclic"] = "bilateral"
     """Which channels a width takes: the first (AutoSlim), first and last (BCNet), or windows around a circle."""
     attention: Literal["private_qk", "shared", "private_v"] = "private_qk"
     """What each head choice has for itself; the rest is shared by all."""
     skip: Fraction | None = None
-    """Probability that a block is skipped; left out, it is calibrated to the budget."""
+    """Probability that a block is skipped; left out, it is calibrated to the budget, or to several in turn."""
+    trained_in: str | None = Field(default=None, alias="from")
+    """A run, or its folder `supernet`, whose trained supernet is used in place of one of this run's own."""
 
 
 class Retraining(Training):
     """Training of one architecture."""
 
-    architecture: str = "best"
-    """`best` (the search's), a name such as `vitas_c` or `deit_s`, or a YAML file."""
+    section = "retrain"
+    architecture: str | list[str] = "best"
+    """`best` or `best:BUDGET` (the search's), `front:2` (of its front the second), the key of a candidate, a name such
+    as `vitas_c` or `deit_s`, or a YAML file; or a list of these: each is trained in a folder of its own."""
+    search: str | None = None
+    """Folder of the search that `best`, `front:N` and keys are taken from; left out, that of `evolve.name`."""
     init: Literal["scratch", "supernet"] = "scratch"
     """Start from new weights, or from the supernet's."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -216,20 +230,46 @@ class Retraining(Training):
 
 
 class Evolution(Section):
-    """The search by NSGA-II."""
+    """The search."""
 
+    name: Annotated[str, Field(pattern=NAME, max_length=128)] = "evolution"
+    """Folder of the search in the run. Searches of one supernet share its scores."""
+    algorithm: Literal["nsga2", "regularized", "random"] = "nsga2"
+    """NSGA-II; regularized (aging) evolution; or random architectures inside the budget."""
     population: Annotated[int, Field(ge=2, le=10_000)] = 50
-    """Architectures of a generation."""
+    """Architectures of a generation, over all budgets."""
     generations: Annotated[int, Field(gt=0, le=100_000)] = 40
-    """Generations, the first one (random) included."""
-    objectives: list[Literal["top1", "flops", "macs", "params"]] = ["top1"]
-    """What is improved: top-1 up, costs down. Several give a front."""
+    """Generations, the first one (random) included. With more of them a search that is done goes on."""
+    objectives: list[Literal["top1", "flops", "macs", "params", "throughput", "latency", "memory"]] = ["top1"]
+    """What is improved: top-1 and throughput up, other costs down. Several give a front."""
+    fidelity: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
+    """Successive halving: the parts of the images, such as `[0.1, 0.3, 1.0]`, on which all candidates of a generation,
+    then the better half, then the better half of these are scored. Only those scored on all can be found."""
     mutation: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability that a gene of a child is drawn anew."""
     score_on: Literal["holdout", "test"] = "holdout"
     """Images that score a candidate. `test` is the paper's choice; the test accuracy is then an optimistic figure."""
-    batch_size: BatchSize = 256
-    """Images of one forward of a candidate."""
+    batch_size: BatchSize | None = None
+    """Images of one forward of a candidate; left out, the fastest number is measured."""
+
+    @property
+    def stage(self) -> str:
+        """The search in metrics and in messages."""
+        return "evolve" if self.name == "evolution" else f"evolve/{self.name}"
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name in (taken := ("supernet", "retrain", "baseline", "cache", "wandb")):
+            raise ValueError(f"expected another name than {', '.join(taken)}, got {name}")
+        return name
+
+    @field_validator("fidelity")
+    @classmethod
+    def _rises_to_all(cls, parts: list[float]) -> list[float]:
+        if parts != sorted(set(parts)) or parts[-1:] != [1.0]:
+            raise ValueError(f"expected rising parts of the images, the last one 1.0, got {parts}")
+        return parts
 
     @field_validator("objectives")
     @classmethod
@@ -273,7 +313,7 @@ class Tracking(Section):
 class Recipe(Section):
     """A whole run: supernet, evolve, retrain, evaluate."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=128)]
+    name: Annotated[str, Field(pattern=NAME, max_length=128)]
     """Name of the run, and of its folder."""
     output: str = "runs"
     """Folder of the run folders."""
@@ -289,10 +329,12 @@ class Recipe(Section):
     """Training of the supernet."""
     budget: Budget = Budget()
     """What a found architecture may cost."""
+    budgets: dict[Annotated[str, Field(pattern=NAME, max_length=64)], Budget] = {}
+    """Several budgets of one search, by name: each finds a best architecture. What one leaves out is as in `budget`."""
     evolve: Evolution = Evolution()
     """The search."""
     retrain: Retraining = Retraining()
-    """Training of the found architecture, and of the uniform ViT of stage `baseline`."""
+    """Training of the found architectures, and of the uniform ViTs of stage `baseline`."""
     evaluate: Evaluation = Evaluation()
     """The final figures."""
     tracking: Tracking = Tracking()
@@ -306,20 +348,69 @@ class Recipe(Section):
             raise ValueError(f"expected some of {order}, each once and in this order, got {stages}")
         return stages
 
-    def skip_probability(self, num_classes: int) -> float:
-        """The skip probability of the supernet: the one given, or the one calibrated to the budget.
+    @model_validator(mode="before")
+    @classmethod
+    def _what_budgets_leave_out(cls, values: Any) -> Any:
+        common, named = (values.get(key) for key in ("budget", "budgets"))
+        if not isinstance(common, dict) or not isinstance(named, dict):
+            return values
+        filled = {name: common | budget if isinstance(budget, dict) else budget for name, budget in named.items()}
+        return values | {"budgets": filled}
+
+    @model_validator(mode="after")
+    def _measured_alike(self) -> Recipe:
+        if self.evolve.population < 2 * len(self.budgets):
+            least = 2 * len(self.budgets)
+            raise ValueError(
+                f"evolve.population: expected at least {least}, two for each budget, got {self.evolve.population}"
+            )
+        for name, budget in self.budgets.items():
+            for key in ("throughput_batch", "precision", "compile"):
+                if getattr(budget, key) != getattr(self.budget, key):
+                    raise ValueError(f"budgets.{name}.{key}: costs are measured once for all budgets: set budget.{key}")
+        return self
+
+    @property
+    def every_budget(self) -> dict[str, Budget]:
+        """The budgets of the search, by name; a single one has the name `""`."""
+        return self.budgets or {"": self.budget}
+
+    @property
+    def measured(self) -> list[str]:
+        """The measured costs that the search needs, as objectives or for a budget."""
+        needed = {
+            *self.evolve.objectives,
+            *(name for budget in self.every_budget.values() for name in budget.windows()),
+        }
+        return [name for name in MEASURED if name in needed]
+
+    def skip_probabilities(self, num_classes: int) -> dict[str, float]:
+        """The skip probability for each budget: the one given, or the one calibrated to it.
 
         Raises:
-            UserError: No probability brings the subnets into the budget.
+            UserError: No probability brings the subnets into a budget.
         """
         if self.supernet.skip is not None:
-            return self.supernet.skip
-        return calibrate_skip(self.space, self.budget, num_classes)
+            return dict.fromkeys(self.every_budget, self.supernet.skip)
+        return {name: calibrate_skip(self.space, budget, num_classes) for name, budget in self.every_budget.items()}
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return expanded(self.output) / self.name
+
+    @property
+    def supernet_folder(self) -> Path:
+        """The folder of the supernet: this run's, or the one that `supernet.from` names."""
+        if self.supernet.trained_in is None:
+            return self.folder / "supernet"
+        named = expanded(self.supernet.trained_in)
+        return named / "supernet" if (named / "supernet").is_dir() else named
+
+    @property
+    def search_folder(self) -> Path:
+        """The folder of the search that found what is retrained."""
+        return expanded(self.retrain.search) if self.retrain.search else self.folder / self.evolve.name
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -344,7 +435,8 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         shown = one_line(override)
         if not equals or not key:
             raise UserError(f"{shown}: expected key=value, such as supernet.epochs=10")
-        if key not in (known := keys(Recipe)):
+        known = keys(Recipe)
+        if not any(fnmatchcase(key, pattern) for pattern in known):
             raise UserError(f"{shown}: unknown key {one_line(key)}{did_you_mean(key, known)}")
         try:
             with reading_yaml(shown):

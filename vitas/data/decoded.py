@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,19 @@ from vitas.data.splits import Split
 from vitas.recipe import Data
 from vitas.report.terminal import say
 
+FORMAT = 2
+"""The version of what is kept."""
+
 
 class Cached(NamedTuple):
-    """Decoded images for scoring: (N, 3, H, W) uint8, memory-mapped, and labels (N,)."""
+    """Decoded images for scoring."""
 
     images: np.ndarray
+    """(N, 3, H, W) uint8, memory-mapped."""
     labels: np.ndarray
+    """(N,) int64."""
+    digest: str
+    """A short name for just these pixels and labels."""
 
 
 def decoded(split: Split, folder: Path, image_size: int, data: Data, *, write: bool) -> Cached | None:
@@ -35,45 +43,47 @@ def decoded(split: Split, folder: Path, image_size: int, data: Data, *, write: b
     With `write` they are decoded if they are not there yet, or if what is there was made from others, in another way,
     or is damaged; without, they are what is there, or None.
     """
-    how = {"decoding": DECODING} | preprocessing(image_size, data)  # normalised later, by scoring
+    how = {"decoding": DECODING, "format": FORMAT} | preprocessing(image_size, data)  # normalised later, by scoring
     how = {name: value for name, value in how.items() if name not in ("mean", "std")}
     key = {**split.key(), **how} if write else None
     file = folder / "key.json"
-    unreadable = keyed.read(file, key)
-    if unreadable is not None:
+    kept = keyed.read(file, key)
+    if kept is not None:
         try:
-            return _loaded(folder, split, unreadable)
-        except (OSError, ValueError, TypeError) as error:
+            return _loaded(folder, split, kept)
+        except (OSError, ValueError, TypeError, KeyError) as error:
             say(f"{folder}: damaged; decoded anew ({one_line(error)})")
     if key is None:
         return None
     file.unlink(missing_ok=True)  # from here on until it is there again, the folder is not whole
-    keyed.write(file, key, unreadable := _decode_all(split, folder, image_size, data))
-    return _loaded(folder, split, unreadable)
+    keyed.write(file, key, kept := _decode_all(split, folder, image_size, data))
+    return _loaded(folder, split, kept)
 
 
-def _loaded(folder: Path, split: Split, unreadable: dict[str, str]) -> Cached:
+def _loaded(folder: Path, split: Split, kept: dict[str, Any]) -> Cached:
     images, labels = (np.lib.format.open_memmap(folder / name, "r") for name in ("images.npy", "labels.npy"))
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images, {len(labels)} labels")
-    split.unreadable.reasons.update(unreadable)
-    return Cached(images, np.array(labels))
+    split.unreadable.reasons.update(kept["unreadable"])
+    return Cached(images, np.array(labels), kept["digest"])
 
 
-def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> dict[str, str]:
-    """Writes the images and the labels; returns the names of unreadable images with the reasons."""
+def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> dict[str, Any]:
+    """Writes the images and the labels; returns their digest, and the names of unreadable images with the reasons."""
     transform: Any = create_transform(**preprocessing(image_size, data), use_prefetcher=True)
     parts = _Parts(split, transform)
     folder.mkdir(parents=True, exist_ok=True)
     labels: list[int] = []
     reasons: dict[str, str] = {}
+    digest = hashlib.sha256()
     bar = tqdm(desc=f"decode {folder.name}", unit=" images", leave=False, total=parts.images)
     workers = min(data.workers, len(parts), allowed_cores())
     loader = DataLoader(parts, batch_size=None, num_workers=workers, worker_init_fn=outlive_a_stop)
     try:
         with open(folder / "images.tmp", "wb") as raw:
             for images, numbers, unreadable in loader:
-                raw.write(images.numpy().tobytes())
+                raw.write(pixels := images.numpy().tobytes())
+                digest.update(pixels)
                 labels += numbers
                 reasons |= unreadable
                 bar.update(len(numbers))
@@ -87,7 +97,8 @@ def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> dict
     _save(folder / "images.npy", np.memmap(folder / "images.tmp", np.uint8, "r", shape=shape))
     _save(folder / "labels.npy", np.array(labels))
     (folder / "images.tmp").unlink()
-    return reasons
+    digest.update(np.array([*shape, *labels]).tobytes())
+    return {"unreadable": reasons, "digest": digest.hexdigest()[:16]}
 
 
 def _save(file: Path, array: np.ndarray) -> None:

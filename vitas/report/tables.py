@@ -1,17 +1,58 @@
-"""The final figures as text."""
+"""Figures as text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vitas.report import tracking
+from vitas.spaces.architecture import Architecture
+from vitas.spaces.cost import COUNTED, MEASURED
+
+MOST_ROWS = 20
+
+HEADINGS = {
+    "flops": "FLOPs",
+    "macs": "MACs",
+    "params": "params",
+    "throughput": "images/s",
+    "latency": "ms",
+    "memory": "MB",
+}
 
 
 def table(rows: dict[str, dict[str, Any]], images: int) -> str:
     """The final figures as text, a line for each model; below them what shape each has."""
-    lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}{'MACs':>16}{'params':>13}{'images/s':>10}"]
+    width = max(12, *(len(name) + 2 for name in rows))
+    lines = [f"{'':<{width}}{'top-1 %':>9}{'top-5 %':>9}{'MACs':>16}{'params':>13}{'images/s':>10}"]
     for name, row in rows.items():
-        lines.append(f"{name:<12}{row[tracking.TOP1]:>9.2f}{row[tracking.TOP5]:>9.2f}{row['macs']:>16,}"
+        lines.append(f"{name:<{width}}{row[tracking.TOP1]:>9.2f}{row[tracking.TOP5]:>9.2f}{row['macs']:>16,}"
                      f"{row['params']:>13,}{row[tracking.THROUGHPUT]:>10.0f}")  # fmt: skip
     lines += [f"{name}: {row['shape']}" for name, row in rows.items()]
     return "\n".join([*lines, f"on {images} test images"])
+
+
+def front_table(front: Sequence[dict[str, Any]], *, images: int) -> str:
+    """The front of a search as text, a line for each architecture, numbered as in `retrain.architecture=front:N`.
+
+    The best of each budget are marked with its name.
+    """
+    costs = [*COUNTED, *(name for name in MEASURED if name in front[0])]
+    lines = [f"{'front':<7}{'top-1 %':>8}" + "".join(f"{HEADINGS[name]:>15}" for name in costs) + "  shape, key"]
+    best: set[str] = set()
+    for number, entry in enumerate(front, 1):
+        first = [name for name in entry.get("budgets", ["best"]) if name not in best]
+        best.update(first)
+        shape = Architecture.model_validate(entry["architecture"]).in_words
+        line = f"{number:<7}{entry['top1']:>8.2f}" + "".join(f"{_shown(name, entry[name]):>15}" for name in costs)
+        if number <= MOST_ROWS or first:
+            lines.append(f"{line}  {shape}, {entry['key']}" + "".join(f" <- {name}" for name in first))
+    if len(front) > MOST_ROWS:
+        lines.append(f"... {len(front)} in all, in front.json")
+    return "\n".join([*lines, f"scored in the supernet, on {images:,} images"])
+
+
+def _shown(name: str, value: float) -> str:
+    if name in COUNTED:
+        return f"{value:,}"
+    return f"{value / 1e6:,.1f}" if name == "memory" else f"{value:,.2f}" if name == "latency" else f"{value:,.0f}"

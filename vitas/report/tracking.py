@@ -53,6 +53,7 @@ class Tracker:
         self.main = accelerator.is_main_process
         self.lines: set[str] | None = None
         self.wandb: Any = None
+        self.drawn: set[str] = set()
         chosen: list[Any] = [None, None]
         if self.main:
             try:
@@ -79,6 +80,9 @@ class Tracker:
             numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
             with self._going_on():
                 self.wandb = self.wandb or self._open()
+                if stage not in self.drawn:
+                    self.drawn.add(stage)
+                    self.wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/{STEP}")
                 self.wandb.log({f"{stage}/{STEP}": step} | {f"{group}/{key}": value for key, value in numbers.items()})
 
     def find(self, stage: str, **values: Any) -> dict[str, Any] | None:
@@ -130,7 +134,7 @@ class Tracker:
 
         recipe = self.recipe
         # One wandb run a segment, grouped by name: offline segments cannot be appended to.
-        run = wandb.init(
+        return wandb.init(
             project=recipe.tracking.project,
             name=recipe.name,
             group=recipe.name,
@@ -138,9 +142,6 @@ class Tracker:
             config=recipe.model_dump(mode="json"),
             mode=self.mode,
         )
-        for stage in recipe.stages:
-            run.define_metric(f"{stage}/*", step_metric=f"{stage}/{STEP}")
-        return run
 
 
 def wandb_mode(asked: str) -> tuple[str | None, str]:

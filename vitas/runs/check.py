@@ -22,6 +22,7 @@ from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe, Training
 from vitas.report.tracking import wandb_mode
 from vitas.runs import prerequisites
+from vitas.runs.found import choices, search_needed
 from vitas.search import evolution
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
@@ -46,6 +47,8 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
     classes = images["classes"]
     found |= images | _search(settings, classes)
     for stage in ("supernet", "retrain"):
+        if stage == "supernet" and settings.supernet.trained_in is not None:
+            continue
         if stage in settings.stages and (count := images.get("train_images")):
             training: Training = getattr(settings, stage)
             count -= images["holdout_images"] * (stage == "supernet")
@@ -97,8 +100,9 @@ def _model(settings: Recipe, stage: str, classes: int) -> tuple[Callable[[], nn.
         how = {"sharing": settings.supernet.sharing, "attention": settings.supernet.attention}
         largest = space.corner(-1, min(space.patch_size))
         return partial(Supernet, space, classes, **how), (largest,), space.image_size
-    name = settings.retrain.architecture
-    architecture = max(_in_budget(settings, classes, 200), key=_activations) if name == "best" else registry.find(name)
+    known = [registry.find(name) for name in choices(settings).values() if not search_needed(name)]
+    searched = [] if known else [_in_budget(settings, name, classes, 200) for name in settings.every_budget]
+    architecture = max((*known, *(candidate for part in searched for candidate in part)), key=_activations)
     return partial(VisionTransformer, architecture, classes), (), architecture.image_size
 
 
@@ -135,17 +139,19 @@ def _search(settings: Recipe, classes: int) -> dict[str, Any]:
     for name, (low, high) in cost.reachable(space, classes).items():
         found[f"reachable_{name}"] = f"{low:,} to {high:,}"
     if {"supernet", "evolve"} & set(settings.stages):
-        skip = settings.skip_probability(classes)
-        if space.identity != "none":
-            found["skip_probability"] = skip
-        costs = cost.count(_in_budget(settings, classes, 1)[0], classes)
-        found["example_in_budget"] = ", ".join(f"{name} {value:,}" for name, value in costs.items())
+        skips = settings.skip_probabilities(classes)
+        for name in settings.every_budget:
+            end = name and f"_{name}"
+            if space.identity != "none":
+                found[f"skip_probability{end}"] = skips[name]
+            costs = cost.count(_in_budget(settings, name, classes, 1)[0], classes)
+            found[f"example_in_budget{end}"] = ", ".join(f"{cost} {value:,}" for cost, value in costs.items())
     return found
 
 
-def _in_budget(settings: Recipe, classes: int, count: int) -> list[Architecture]:
-    space, skip = settings.space, settings.skip_probability(classes)
-    genomes = evolution.first_generation(space, settings.budget, classes, count, seed=settings.seed, skip=skip)
+def _in_budget(settings: Recipe, name: str, classes: int, count: int) -> list[Architecture]:
+    space, budget, skip = settings.space, settings.every_budget[name], settings.skip_probabilities(classes)[name]
+    genomes = evolution.first_generation(space, budget, classes, count, seed=settings.seed, skip=skip)
     return [space.decode(genome) for genome in genomes]
 
 

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save
 
 from vitas.config import UserError, did_you_mean
 from vitas.data import augment
 from vitas.data.decoded import Cached
 from vitas.files import expanded, write_atomically
-from vitas.models import saved, throughput
+from vitas.models import saved
+from vitas.models.measured import measure
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Data
 from vitas.report import tracking
 from vitas.report.tables import table
 from vitas.report.terminal import say
+from vitas.runs import found
 from vitas.runs.run import Run
+from vitas.search.scoring import tally
 from vitas.spaces import cost
 from vitas.train.memory import explained
 
@@ -32,8 +36,7 @@ def evaluate(run: Run) -> None:
     if settings.weights is not None:
         models = {settings.architecture or Path(settings.weights).name: expanded(settings.weights)}
     else:
-        folders = {"found": run.folder / "retrain", "uniform ViT": run.folder / "baseline"}
-        models = {name: folder for name, folder in folders.items() if (folder / "model.safetensors").is_file()}
+        models = dict(found.models(run.recipe))
     if not models:
         raise UserError(f"{run.folder}: stage evaluate needs a trained model; add stage retrain, or evaluate.weights")
     rows: dict[str, dict[str, Any]] = {}
@@ -68,15 +71,22 @@ def _figures(run: Run, model: VisionTransformer, images: Cached) -> dict[str, An
     accelerator = run.accelerator
     if settings.compile:
         model.compile()
+    rank, world, total = accelerator.process_index, accelerator.num_processes, len(images.labels)
+    part = total * rank // world, total * (rank + 1) // world
     with explained(lambda: f"evaluate: out of memory; lower evaluate.batch_size from {settings.batch_size}"):
-        counts = run.correct(model, images, settings.batch_size, shared=True)
-    reduced: Any = accelerator.reduce(counts, "sum")
-    right, among_five, total = reduced.tolist()
-    row: dict[str, Any] = {tracking.TOP1: 100 * right / total, tracking.TOP5: 100 * among_five / total}
+        mine = tally(model, run.on_device(images), *part, batch_size=settings.batch_size)
+    summed: Any = accelerator.reduce(torch.tensor([mine.top1, mine.top5], device=accelerator.device), "sum")
+    top1, top5 = summed.tolist()
+    row: dict[str, Any] = {tracking.TOP1: 100 * top1 / total, tracking.TOP5: 100 * top5 / total}
     row |= cost.count(model.architecture, model.num_classes) | {"shape": model.architecture.in_words}
     if accelerator.is_main_process:  # alone: ranks of one machine would slow each other down
-        row[tracking.THROUGHPUT] = throughput.measure_throughput(
-            model, model.architecture.image_size, batch_size=settings.throughput_batch, device=accelerator.device
+        row |= measure(
+            model,
+            model.architecture.image_size,
+            [tracking.THROUGHPUT],
+            batch_size=settings.throughput_batch,
+            device=accelerator.device,
+            compile=settings.compile,
         )
     accelerator.wait_for_everyone()
     return row

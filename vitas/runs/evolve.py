@@ -1,150 +1,199 @@
-"""The stage `evolve`: candidates from NSGA-II, scored in the trained supernet, on all ranks."""
+"""The stage `evolve`: candidates from the search, scored in the trained supernet, on all ranks."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
-from functools import partial
+import os
+import statistics
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from accelerate.utils import broadcast_object_list
+import torch
 
-from vitas.config import UserError
-from vitas.data import decoded
+from vitas.data.decoded import Cached
+from vitas.data.device import stratified
 from vitas.files import write_atomically
-from vitas.models import saved, throughput
-from vitas.models.supernet import Supernet
-from vitas.models.vit import VisionTransformer
+from vitas.models.measured import measure
+from vitas.recipe import Recipe
 from vitas.report import tracking
-from vitas.report.terminal import progress
+from vitas.report.tables import front_table
+from vitas.report.terminal import progress, say
+from vitas.runs import trained
+from vitas.runs.found import best_file
 from vitas.runs.run import Run
-from vitas.search import evolution
-from vitas.search.journal import Entry, Journal
+from vitas.runs.trained import TrainedSupernet
+from vitas.search import evolution, outcome
+from vitas.search.candidates import Candidates
+from vitas.search.evolution import Entry
+from vitas.search.scoring import PRECISIONS, Scorer
+from vitas.search.store import Store
 from vitas.search.workers import Workers
-from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.train.memory import explained
 
 
 def evolve(run: Run) -> None:
-    """Searches the supernet; leaves `front.json` and `best.yaml`."""
-    settings = run.recipe
-    accelerator = run.accelerator
-    weights = run.supernet_weights("stage evolve")
-    on_test = settings.evolve.score_on == "test"
-    split = run.test if on_test else run.train.hold_out(settings.data.holdout, settings.seed)[1]
+    """Searches the supernet; leaves `front.json`, `candidates.jsonl` and the best architecture of each budget."""
+    recipe, settings = run.recipe, run.recipe.evolve
+    supernet = trained.find(run, "stage evolve")
+    on_test = settings.score_on == "test"
+    split = run.test if on_test else supernet.held_out
     images = {name: value for name, value in split.key().items() if name in ("source", "rows", "labels", "classes")}
+    windows = {name: budget.windows() for name, budget in recipe.every_budget.items()}
     parts = {
-        "budget": settings.budget.model_dump(),
-        "evolve": settings.evolve.model_dump(exclude={"batch_size"}),
-        # Scores belong to one set of weights and of images: of others they would be stale.
-        "supernet": run.checksum(weights),
-        "images": images | ({"test": settings.data.test} if on_test else {}),
+        "budgets": windows if recipe.budgets else {"budget": windows[""]},
+        "measured": recipe.budget.deployment if recipe.measured else {},
+        "evolve": settings.model_dump(exclude={"batch_size", "generations"}),
+        # Scores belong to one set of weights and of images: with others this would be another search.
+        "supernet": supernet.checksum,
+        "images": images | ({"test": recipe.data.test} if on_test else {}),
     }
-    folder = run.claim("evolution", run.settings("space") | parts)
-    if (folder / "best.yaml").is_file():
+    folder = run.claim(settings.name, run.settings("space") | parts, named="evolve.name")
+    summary = folder / "summary.json"
+    if _is_done(summary, recipe):
         return
     if on_test:
         run.say(
             "evolve: candidates are scored on the test images, as in the paper; the test accuracy of the winner is "
             "then an optimistic figure"
         )
-    decoded_images = run.cached(split, "test" if on_test else "holdout", settings.space.image_size)
-    net = run.new_supernet()
-    saved.load_weights(net, weights)
-    net = net.to(accelerator.device).eval()
-    journal = run.main_first(lambda _: Journal(folder, accelerator.process_index))
-    workers = Workers(accelerator, partial(_score, run, net, decoded_images), journal)
-    total = settings.evolve.population * settings.evolve.generations
-    bar = progress("evolve", total, "candidate", show=accelerator.is_main_process)
+    decoded = run.cached(split, "test" if on_test else "holdout", recipe.space.image_size)
+    candidates, entries = _search(run, supernet, decoded, folder)
+    found = outcome.confirmed(candidates, entries, recipe.every_budget, settings.objectives)
+    if run.accelerator.is_main_process:
+        front = outcome.in_one(found)
+        for name, best in found.items():
+            architecture = Architecture.model_validate(best[0]["architecture"])
+            write_atomically(folder / best_file(name), architecture.to_yaml())
+        write_atomically(folder / "front.json", json.dumps(front, indent=1))
+        write_atomically(summary, json.dumps({"generations": settings.generations}))
+        say(f"{front_table(front, images=front[0]['images'])}\n{_next(recipe, folder)}")
+    run.accelerator.wait_for_everyone()
+
+
+def _is_done(summary: Path, recipe: Recipe) -> bool:
+    try:
+        generations = json.loads(summary.read_text())["generations"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    files = [best_file(name) for name in recipe.every_budget]
+    return generations == recipe.evolve.generations and all((summary.parent / file).is_file() for file in files)
+
+
+def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -> tuple[Candidates, list[Entry]]:
+    """Does all generations; returns their entries."""
+    recipe, settings, main = run.recipe, run.recipe.evolve, run.accelerator.is_main_process
+    total = settings.population * settings.generations
+    bar = progress(settings.stage, total, "candidate", show=main)
     entries: list[Entry] = []
 
-    def score(candidates: list[Architecture]) -> list[Entry]:
-        before = len(entries)
+    def show(done: int, of: int) -> None:
+        if run.stop:
+            run.stop.leave()  # every score so far is in the store
+        here = settings.population * done // max(1, of)
+        bar.update(max(0, min(total, len(entries) + here) - bar.n))
 
-        def show(done: int) -> None:
-            if run.stop:
-                run.stop.leave()  # every score so far is in the journal
-            bar.update(before + done - bar.n)
-
-        return workers.score_all(candidates, show)
-
-    if not journal.entries:  # else the search is replayed, and tells what it told before
-        run.tracker.rewind("evolve", 0)
+    candidates = _candidates(run, supernet, images, show)
+    journal = folder / "candidates.jsonl"
+    if not journal.is_file():  # else the search is replayed, and tells what it told before
+        run.tracker.rewind(settings.stage, 0)
     generations = evolution.evolve(
-        settings.space,
-        settings.budget,
-        settings.evolve,
+        recipe.space,
+        recipe.every_budget,
+        settings,
         run.num_classes,
-        score,
-        seed=settings.seed,
-        skip=run.skip,
+        candidates.costs,
+        candidates.score,
+        seed=recipe.seed,
+        skips=run.skips,
     )
-    best: list[Entry] = []
+    if main:
+        journal.write_text("")
     for number, generation in enumerate(generations, 1):
         entries += generation
-        best = evolution.front(entries, settings.budget, settings.evolve.objectives)
-        top1 = best[0]["top1"] if best else 0.0
-        bar.set_postfix(generation=f"{number}/{settings.evolve.generations}", best=f"{top1:.2f}", refresh=False)
-        mean = sum(entry["top1"] for entry in generation) / len(generation)
-        scored = len({entry["key"] for entry in entries})
-        run.tracker.log("evolve", number, **{tracking.BEST: top1, tracking.TOP1: mean, tracking.SCORED: scored})
-        if accelerator.is_main_process:
-            write_atomically(folder / "front.json", json.dumps(best, indent=1))
+        fronts = outcome.fronts(entries, recipe.every_budget, settings.objectives)
+        best = {f"{tracking.BEST}{name and f'_{name}'}": front[0]["top1"] for name, front in fronts.items() if front}
+        scored = [entry["top1"] for entry in generation if entry["images"]]
+        total_scored = sum(entry["images"] > 0 for entry in entries)
+        mean = statistics.fmean(scored) if scored else 0.0
+        bar.update(max(0, len(entries) - bar.n))
+        shown = " ".join(f"{top1:.2f}" for top1 in best.values())
+        bar.set_postfix(generation=f"{number}/{settings.generations}", best=shown, refresh=False)
+        run.tracker.log(settings.stage, number, **best, **{tracking.TOP1: mean, tracking.SCORED: total_scored})
+        if main:
+            with journal.open("a") as lines:
+                lines.writelines(json.dumps({"generation": number} | entry) + "\n" for entry in generation)
+            write_atomically(folder / "front.json", json.dumps(outcome.in_one(fronts), indent=1))
     bar.close()
-    best = _confirmed(run, net, entries) if settings.budget.throughput else best
-    if not best:
-        raise UserError(f"{folder}: no candidate was inside the budget; widen budget.throughput, or search longer")
-    if accelerator.is_main_process:
-        write_atomically(folder / "best.yaml", Architecture.model_validate(best[0]["architecture"]).to_yaml())
-    accelerator.wait_for_everyone()
+    return candidates, entries
 
 
-def _confirmed(run: Run, net: Supernet, entries: list[Entry]) -> list[Entry]:
-    """The front of those whose throughput is inside the budget when it is measured once more, on the main process.
+def _candidates(run: Run, supernet: TrainedSupernet, images: Cached, on_progress: Any) -> Candidates:
+    """The candidates, with what is known of them from all searches of this supernet."""
+    recipe, accelerator = run.recipe, run.accelerator
+    device = accelerator.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} of {os.uname().nodename}"
+    net = supernet.load().to(device).eval()
+    scorer = Scorer(
+        net,
+        run.on_device(images, stratified(images.labels)),
+        batch_size=recipe.evolve.batch_size,
+        precision=accelerator.mixed_precision,
+    )
+    folder = supernet.folder if os.access(supernet.folder, os.W_OK) else run.folder / "supernet"
+    if folder != supernet.folder:
+        run.say(f"{supernet.folder}: cannot be written in; scores are kept in {folder}")
+    # A writer is one rank of one run: no two of them are at work at the same time.
+    place = hashlib.sha256(os.fsencode(run.folder.resolve())).hexdigest()[:8]
+    writer = f"{recipe.name}-{place}-{accelerator.process_index}"
+    scored_with = {
+        "supernet": supernet.checksum,
+        "images": images.digest,
+        "mean": recipe.data.mean,
+        "std": recipe.data.std,
+        "precision": accelerator.mixed_precision,
+        "slices": len(scorer.slices),
+    }
+    measured_with = recipe.budget.deployment | {
+        "device": machine,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "classes": run.num_classes,
+    }
 
-    Of many noisy measurements some fall into the window by luck, and the search prefers what is in the window.
-    """
-    settings = run.recipe
-    while best := evolution.front(entries, settings.budget, settings.evolve.objectives):
-        for entry in best:
-            if run.accelerator.is_main_process and "throughput_again" not in entry:
-                architecture = Architecture.model_validate(entry["architecture"])
-                entry["throughput_again"] = _throughput(run, net.extract(architecture))
-        again: list[Entry] = broadcast_object_list([best])[0]
-        outside = {entry["key"] for entry in again
-                   if not settings.budget.allows({"throughput": np.array([entry["throughput_again"]])})}  # fmt: skip
-        if not outside:
-            if run.accelerator.is_main_process:
-                write_atomically(run.folder / "evolution" / "front.json", json.dumps(again, indent=1))
-            return again
-        entries = [entry for entry in entries if entry["key"] not in outside]
-    return best
+    def measure_costs(architecture: Architecture) -> dict[str, float]:
+        with explained(lambda: f"evolve: out of memory when measuring {architecture.model_dump_json()}; "
+                               f"lower budget.throughput_batch from {recipe.budget.throughput_batch}"):  # fmt: skip
+            return measure(
+                net.extract(architecture),
+                architecture.image_size,
+                recipe.measured,
+                batch_size=recipe.budget.throughput_batch,
+                device=device,
+                dtype=PRECISIONS[recipe.budget.precision] or torch.float32,
+                compile=recipe.budget.compile,
+            )
 
-
-def _throughput(run: Run, model: VisionTransformer) -> float:
-    return throughput.measure_throughput(
-        model,
-        model.architecture.image_size,
-        batch_size=run.recipe.budget.throughput_batch,
-        device=run.accelerator.device,
+    return Candidates(
+        Workers(accelerator),
+        num_classes=run.num_classes,
+        measure=measure_costs,
+        measured=recipe.measured,
+        costs=Store(folder / "costs", measured_with, writer),
+        scorer=scorer,
+        store=Store(folder / "scores", scored_with, writer),
+        on_progress=on_progress,
     )
 
 
-def _score(run: Run, net: Supernet, images: decoded.Cached, architecture: Architecture) -> dict[str, Any]:
-    """Top-1 in percent, the mean over the supernet's sides, and the costs of one candidate."""
-    began = time.perf_counter()
-    budget = run.recipe.budget
-    entry: dict[str, Any] = cost.count(architecture, run.num_classes)
-    models = {side: net.extract(architecture, side) for side in net.sides}
-    size = run.recipe.evolve.batch_size
-    with explained(lambda: f"evolve: out of memory at architecture {architecture.model_dump_json()}; "
-                           f"lower evolve.batch_size from {size}"):  # fmt: skip
-        if budget.throughput:
-            entry["throughput"] = _throughput(run, models["left"])
-        for side, model in models.items():
-            right, _, total = run.correct(model, images, size).tolist()
-            entry[side] = 100 * right / total
-    entry["top1"] = sum(entry[side] for side in models) / len(models)
-    return entry | {"seconds": time.perf_counter() - began}
+def _next(recipe: Recipe, folder: Path) -> str:
+    """Where the outcome lies, and the command that goes on with it."""
+    lines = [f"{folder}: {', '.join(best_file(name) for name in recipe.every_budget)}, front.json, candidates.jsonl"]
+    if "retrain" not in recipe.stages:
+        choice = " retrain.architecture=[" + ",".join(f"best:{name}" for name in recipe.budgets) + "]"
+        lines.append(
+            f"next: accelerate launch -m vitas {recipe.folder / 'recipe.yaml'} stages=[retrain,evaluate]"
+            + (choice if recipe.budgets else "")
+        )
+    return "\n".join(lines)

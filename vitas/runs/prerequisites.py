@@ -6,11 +6,12 @@ import os
 
 from PIL import Image
 
-from vitas.config import UserError, one_line
+from vitas.config import UserError, did_you_mean, one_line
 from vitas.data import augment
 from vitas.files import expanded
 from vitas.models import registry
 from vitas.recipe import Recipe, Training
+from vitas.runs import found
 from vitas.spaces.architecture import Architecture
 
 
@@ -20,15 +21,19 @@ def check(settings: Recipe) -> None:
     Raises:
         UserError: A file is missing and no stage before makes it, a name is unknown, timm has no such augmentation.
     """
-    stages, supernet = set(settings.stages), settings.folder / "supernet" / "model.safetensors"
-    no_supernet = "supernet" not in stages and not supernet.is_file()
+    stages, supernet = set(settings.stages), settings.supernet_folder / "model.safetensors"
+    elsewhere = settings.supernet.trained_in is not None
+    no_supernet = (elsewhere or "supernet" not in stages) and not supernet.is_file()
+    if elsewhere and no_supernet and stages & {"supernet", "evolve"}:
+        raise UserError(f"supernet.from: {supernet}: No such file or directory: expected a run with a trained supernet")
     if "supernet" in stages:
         _check_augmentation("supernet", settings.supernet, settings)
     if "evolve" in stages and no_supernet:
         raise UserError(f"{supernet}: No such file or directory: stage evolve needs a supernet; add stage supernet")
     if stages & {"retrain", "baseline"}:
         _check_augmentation("retrain", settings.retrain, settings)
-        _check_architecture(settings)
+        for name in found.choices(settings).values():
+            _check_architecture(name, settings)
     if "retrain" in stages and settings.retrain.init == "supernet" and no_supernet:
         raise UserError(
             f"{supernet}: No such file or directory: retrain.init: supernet needs a supernet; add stage supernet"
@@ -37,15 +42,23 @@ def check(settings: Recipe) -> None:
         _check_weights(settings)
 
 
-def _check_architecture(settings: Recipe) -> None:
-    name, best = settings.retrain.architecture, settings.folder / "evolution" / "best.yaml"
-    if name == "best":
-        if "evolve" not in settings.stages and not best.is_file():
+def _check_architecture(name: str, settings: Recipe) -> None:
+    if found.search_needed(name):
+        budget, searches = name.partition(":")[2], "evolve" in settings.stages and settings.retrain.search is None
+        if searches and name.startswith("best") and budget not in settings.every_budget:
+            known = [f"best:{known}" for known in settings.budgets] or ["best"]
+            raise UserError(f"retrain.architecture: {name}: expected {' or '.join(known)}{did_you_mean(name, known)}")
+        if not searches and not settings.search_folder.is_dir():
             raise UserError(
-                f"{best}: No such file or directory: retrain.architecture: best needs a search; add stage evolve"
+                f"{settings.search_folder}: No such file or directory: "
+                f"retrain.architecture: {name} needs a search; add stage evolve, or name it by retrain.search"
             )
-        return
-    architecture = _find("retrain.architecture", name)
+        if searches:
+            return
+    try:
+        architecture = found.architecture(name, settings.search_folder)
+    except UserError as error:
+        raise UserError(f"retrain.architecture: {error}") from None
     if settings.retrain.init == "supernet":
         try:
             settings.space.encode(architecture)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,12 @@ from torch import nn
 
 from vitas.data import augment, batches, stream
 from vitas.data.splits import Split
-from vitas.models import registry, saved
+from vitas.models import saved
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Training
+from vitas.runs import found, trained
 from vitas.runs.run import Run
+from vitas.runs.trained import TrainedSupernet
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.train.trainer import Trainer
@@ -25,73 +26,78 @@ def supernet(run: Run) -> None:
     """Trains the supernet: another random subnet at each step."""
     settings = run.recipe
     space = run.recipe.space
-    skip = run.skip
+    if settings.supernet.trained_in is not None:
+        run.say(f"supernet: taken from {trained.find(run, 'supernet.from').folder}")
+        return
+    skips = run.skips
+    skip = skips if settings.budgets else skips[""]
     folder = run.claim("supernet", run.settings("space", "supernet") | {"holdout": settings.data.holdout, "skip": skip})
     if (folder / "model.safetensors").is_file():
         return
-    skipping = f", blocks skipped with probability {skip:.3f}" if skip else ""
+    chances = list(skips.values())  # in turn, so that the subnets of every budget are trained
+    shown = ", ".join(f"{chance:.3f}" for chance in chances)
+    skipping = f", blocks skipped with probability {shown}" if any(chances) else ""
     run.say(f"supernet: {Decimal(space.size):.2e} architectures{skipping}")
     images, _ = run.train.hold_out(settings.data.holdout, settings.seed)
     _train(
         run,
         run.new_supernet(),
         settings.supernet,
-        folder,
+        "supernet",
         images,
         space.image_size,
-        inputs=lambda step: (space.sample(settings.seed, step, skip=skip),),
+        inputs=lambda step: (space.sample(settings.seed, step, skip=chances[step % len(chances)]),),
     )
 
 
 def retrain(run: Run) -> None:
-    """Trains the found architecture, or the one that the recipe names."""
-    architecture = _architecture(run)
-    made_with = run.settings("retrain") | {"shape": architecture.model_dump(mode="json")}
-    if run.recipe.retrain.init == "supernet":
-        made_with["supernet"] = run.checksum(run.supernet_weights("retrain.init: supernet"))
-    folder = run.claim("retrain", made_with)
-    _train_one(run, architecture, folder, init=run.recipe.retrain.init)
+    """Trains the found architecture, or those that the recipe names, one after the other."""
+    source = trained.find(run, "retrain.init: supernet") if run.recipe.retrain.init == "supernet" else None
+    for stage, architecture in _architectures(run, "retrain"):
+        _train_one(run, architecture, stage, source)
 
 
 def baseline(run: Run) -> None:
-    """Trains a plain uniform ViT of no less cost in just the same way, for comparison."""
+    """Trains a plain uniform ViT of no less cost for each of them, in just the same way, for comparison."""
     fewest = min(run.recipe.space.heads)
-    architecture = cost.uniform_vit(_architecture(run), run.num_classes, min_heads=fewest)
-    folder = run.claim("baseline", run.settings("retrain") | {"shape": architecture.model_dump(mode="json")})
-    _train_one(run, architecture, folder, init="scratch")
+    for stage, architecture in _architectures(run, "baseline"):
+        _train_one(run, cost.uniform_vit(architecture, run.num_classes, min_heads=fewest), stage, None)
 
 
-def _architecture(run: Run) -> Architecture:
-    name = run.recipe.retrain.architecture
-    if name != "best":
-        return registry.find(name)
-    return Architecture.from_yaml(run.folder / "evolution" / "best.yaml")
+def _architectures(run: Run, stage: str) -> list[tuple[str, Architecture]]:
+    """The folder in the run, and the architecture, of each that the recipe names."""
+    recipe = run.recipe
+    return [
+        (f"{stage}/{below}" if below else stage, found.architecture(name, recipe.search_folder))
+        for below, name in found.choices(recipe).items()
+    ]
 
 
-def _train_one(run: Run, architecture: Architecture, folder: Path, *, init: str) -> None:
+def _train_one(run: Run, architecture: Architecture, stage: str, source: TrainedSupernet | None) -> None:
+    """Trains one architecture, from the weights of `source` on if there is one."""
+    made_with = run.settings("retrain") | {"shape": architecture.model_dump(mode="json")}
+    folder = run.claim(stage, made_with | ({"supernet": source.checksum} if source else {}))
     if (folder / "model.safetensors").is_file():
         return
     settings = run.recipe.retrain
     torch.manual_seed(run.recipe.seed)
     model = VisionTransformer(architecture, run.num_classes, drop_path_rate=settings.drop_path)
-    if init == "supernet":
-        net = run.new_supernet()
-        saved.load_weights(net, run.supernet_weights("retrain.init: supernet"))
-        model.load_state_dict(net.extract(architecture).state_dict())
+    if source:
+        model.load_state_dict(source.load().extract(architecture).state_dict())
     if settings.compile:
         model.compile()
     model.pretrained_cfg |= augment.preprocessing(architecture.image_size, run.recipe.data)
     model.pretrained_cfg |= {"label_names": list(run.train.classes)}
     if run.accelerator.is_main_process:
         saved.save_description(folder, model)
-    _train(run, model, settings, folder, run.train, architecture.image_size, inputs=lambda step: ())
+    _train(run, model, settings, stage, run.train, architecture.image_size, inputs=lambda step: ())
 
 
 def _train(
     run: Run,
     model: nn.Module,
     settings: Training,
-    folder: Path,
+    stage: str,
     split: Split,
     image_size: int,
     inputs: Callable[[int], tuple[Any, ...]],
@@ -99,7 +105,7 @@ def _train(
     source = run.recipe.data
     size = run.main_first(
         lambda main: stream.count_images(
-            split, source.examples, run.folder / "cache" / f"{folder.name}_images.json", write=main
+            split, source.examples, run.folder / "cache" / f"{stage.partition('/')[0]}_images.json", write=main
         )
     )
     data = batches.TrainingData(
@@ -115,7 +121,8 @@ def _train(
         accelerator=run.accelerator,
         model=model,
         settings=settings,
-        folder=folder,
+        folder=run.folder / stage,
+        stage=stage,
         data=data,
         inputs=inputs,
         tracker=run.tracker,

@@ -1,168 +1,197 @@
-"""The search: asks NSGA-II for genomes, tells it scores. Owns no model."""
+"""The search: asks its algorithm for candidates, has them scored, tells it how good they are. Owns no model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.core.duplicate import DefaultDuplicateElimination
-from pymoo.core.mutation import Mutation
-from pymoo.core.problem import Problem
-from pymoo.core.repair import Repair
-from pymoo.operators.crossover.pntx import TwoPointCrossover
-from pymoo.problems.static import StaticProblem
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from vitas.config import UserError
 from vitas.recipe import Evolution
-from vitas.search.journal import Entry
+from vitas.search.algorithms import Algorithm
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
-from vitas.spaces.cost import counts, reachable
+from vitas.spaces.cost import COSTS, COUNTED, counts, reachable
 from vitas.spaces.space import SearchSpace
 
+Entry = dict[str, Any]
+"""What is known of a candidate: `key`, `architecture`, costs, and, if it was scored, `top1` and `loss` on `images`,
+which are the part `fidelity` of all images."""
+
+Costs = Callable[[list[Architecture]], list[Entry]]
+Score = Callable[[list[Architecture], float], list[Entry]]
+
 MAX_DRAWS = 2_000_000
-"""Random architectures that are looked at, at most, for a first generation inside the budget."""
+"""Random architectures that are looked at, at most, for one inside the budget."""
+
+LARGER_IS_BETTER = ("top1", "throughput")
 
 
-class _Canonical(Repair):
-    """Brings every child to the one genome of its architecture, so that duplicates are seen."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        self.space = space
-
-    def _do(self, problem: Any, X: np.ndarray, **_: Any) -> np.ndarray:
-        return self.space.canonical(X.astype(np.int64))
-
-
-class _Redraw(Mutation):
-    """Draws each gene anew with a given probability; polynomial mutation hardly moves a gene of few choices."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def _do(self, problem: Any, X: np.ndarray, *args: Any, random_state: Any = None, **_: Any) -> np.ndarray:
-        drawn = random_state.integers(0, problem.xu + 1, size=X.shape)
-        return np.where(random_state.random(X.shape) < self.probability, drawn, X)
-
-
-class _NewAndAllowed(DefaultDuplicateElimination):
-    """Drops children that are outside the counted budget, too: mating then goes on until a generation is full."""
-
-    def __init__(self, allowed: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__()
-        self.allowed = allowed
-
-    def do(self, pop: Any, *args: Any, **options: Any) -> Any:
-        return super().do(pop[self.allowed(pop.get("X"))] if len(pop) else pop, *args, **options)
-
-
-def first_generation(
-    space: SearchSpace, budget: Budget, num_classes: int, size: int, *, seed: int, skip: float
-) -> np.ndarray:
-    """(up to `size`, G) different random genomes inside the counted budget.
+def random_genomes(
+    space: SearchSpace, budget: Budget, num_classes: int, *, seed: int, skip: float
+) -> Iterator[np.ndarray]:
+    """Different random genomes (G,) inside the counted budget, until a great many draws in a row gave no new one.
 
     Raises:
         UserError: None is found; names the reachable range.
     """
     rng = np.random.default_rng([seed, 1])
-    found = np.empty((0, len(space.cardinality)), dtype=np.int64)
-    for draws in range(0, MAX_DRAWS, 20_000):
+    seen: set[bytes] = set()
+    last, patience = 0, min(MAX_DRAWS, 1000 * space.size)
+    for draws in range(0, 10**15, 20_000):
         # Sampling at the calibrated skip probability finds most; any other fills up narrow windows.
         genomes = space.sample_genomes(rng, 20_000, skip=skip if draws % 40_000 == 0 else rng.random())
-        genomes = genomes[budget.allows(counts(space.widths(genomes), num_classes))]
-        found = np.concatenate([found, genomes])
-        found = found[np.sort(np.unique(found, axis=0, return_index=True)[1])][:size]
-        if len(found) == size or space.size <= draws:
+        for genome in genomes[budget.allows(counts(space.widths(genomes), num_classes))]:
+            if (name := genome.tobytes()) not in seen:
+                seen.add(name)
+                last = draws
+                yield genome
+        if draws - last >= patience or len(seen) == space.size:
             break
-    if not len(found):
-        windows = budget.windows()
+    if not seen:
+        windows = budget.windows(COUNTED)
         limits = reachable(space, num_classes)
         ranges = ", ".join(f"{name} {limits[name][0]:.4g} to {limits[name][1]:.4g}" for name in windows)
         asked = ", ".join(f"{name} [{low:.4g}, {high:.4g}]" for name, (low, high) in windows.items())
         raise UserError(f"budget: no architecture of the space was found inside {asked}; the space reaches {ranges}")
-    return found
+
+
+def first_generation(
+    space: SearchSpace, budget: Budget, num_classes: int, size: int, *, seed: int, skip: float
+) -> np.ndarray:
+    """(up to `size`, G) The first of `random_genomes`."""
+    return np.array(list(islice(random_genomes(space, budget, num_classes, seed=seed, skip=skip), size)))
+
+
+class _Search:
+    """The search for one budget: its algorithm, and what it makes of entries."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        budget: Budget,
+        settings: Evolution,
+        num_classes: int,
+        size: int,
+        seed: int,
+        skip: float,
+    ) -> None:
+        def allowed(genomes: np.ndarray) -> np.ndarray:
+            return budget.allows(counts(space.widths(genomes), num_classes))
+
+        first = random_genomes(space, budget, num_classes, seed=seed, skip=skip)
+        constraints = 1 + max(1, len(budget.windows()))
+        self.space, self.budget, self.objectives, self.size = space, budget, settings.objectives, size
+        self.algorithm = Algorithm(settings, space, size, first, allowed, constraints, seed)
+
+    def ask(self, most: int) -> list[Architecture]:
+        return [self.space.decode(genome) for genome in self.algorithm.ask(most)]
+
+    def tell(self, entries: list[Entry]) -> None:
+        # What was scored on a part of the images stands behind all that was scored on more of them.
+        unseen = np.array([[1 - entry["fidelity"]] for entry in entries])
+        violations = np.hstack([self.budget.violations(_costs(entries)), unseen])
+        self.algorithm.tell(_losses(entries, self.objectives), violations)
+
+    def better_half(self, entries: list[Entry]) -> list[Entry]:
+        return [entries[index] for index in self.algorithm.better_half(_losses(entries, self.objectives))]
 
 
 def evolve(
     space: SearchSpace,
-    budget: Budget,
+    budgets: Mapping[str, Budget],
     settings: Evolution,
     num_classes: int,
-    score: Callable[[list[Architecture]], list[Entry]],
+    costs: Costs,
+    score: Score,
     *,
     seed: int,
-    skip: float,
+    skips: Mapping[str, float],
 ) -> Iterator[list[Entry]]:
-    """Yields the entries of one generation after the other, by NSGA-II with constraint domination.
+    """Yields the entries of one generation after the other.
 
-    The same seed and the same scores give the same generations: a search is resumed by replaying it.
+    Each budget has a search of its own, with an equal share of the population; all their candidates are scored
+    together. The same seed and the same entries give the same generations: a search is resumed by replaying it, and
+    continued by asking for more generations.
 
     Args:
         space: Where architectures come from.
-        budget: Windows. Counted costs are settled before scoring; measured throughput afterwards, as a constraint.
-        settings: Size of the search, and its objectives.
+        budgets: Windows, by name. Counted costs are settled before scoring; measured ones are constraints.
+        settings: Algorithm and size of the search, its objectives and fidelities.
         num_classes: Outputs of the classifier; it is part of the costs.
-        score: Entries of architectures, in their order, with `top1`, the counted costs, and `throughput` if asked for.
+        costs: Entries of architectures, in their order, with all costs that are objectives or have a window.
+        score: What to add to the entries of architectures, scored on a part of the images: `top1`, `loss`, `images`.
         seed: Seed of the search.
-        skip: Skip probability of the first generation.
+        skips: Skip probability of the first generation, for each budget.
     """
+    sizes = [len(part) for part in np.array_split(np.arange(settings.population), len(budgets))]
+    searches = [
+        _Search(space, budget, settings, num_classes, size, seed + number, skips[name])
+        for number, ((name, budget), size) in enumerate(zip(budgets.items(), sizes, strict=True))
+    ]
+    for _ in range(settings.generations):
+        generation: dict[str, Entry] = {}
+        due = {search: search.size for search in searches if search.size}
+        while due:
+            asked = {search: search.ask(most) for search, most in due.items()}
+            entries = _scored(asked, settings.fidelity, costs, score)
+            generation |= entries
+            for search, candidates in asked.items():
+                if candidates:
+                    search.tell([entries[candidate.key] for candidate in candidates])
+                due[search] = due[search] - len(candidates) if candidates else 0
+            due = {search: most for search, most in due.items() if most}
+        if not generation:
+            return  # every architecture inside the budgets has been asked for
+        yield list(generation.values())
 
-    def allowed(genomes: np.ndarray) -> np.ndarray:
-        return budget.allows(counts(space.widths(genomes.astype(np.int64)), num_classes))
 
-    windows = max(1, len(budget.windows(("flops", "macs", "params", "throughput"))))
-    problem = Problem(
-        n_var=len(space.cardinality),
-        n_obj=len(settings.objectives),
-        n_ieq_constr=windows,
-        xl=0,
-        xu=space.cardinality - 1,
-        vtype=int,
-    )
-    operators: dict[str, Any] = {
-        "sampling": first_generation(space, budget, num_classes, settings.population, seed=seed, skip=skip),
-        "crossover": TwoPointCrossover(),
-        "mutation": _Redraw(settings.mutation),
-        "repair": _Canonical(space),
-        "eliminate_duplicates": _NewAndAllowed(allowed),
+def _scored(
+    asked: Mapping[_Search, list[Architecture]], fidelity: Sequence[float], costs: Costs, score: Score
+) -> dict[str, Entry]:
+    """The entries of candidates by key, scored on as many images as each is worth."""
+    candidates = {candidate.key: candidate for part in asked.values() for candidate in part}
+    entries = {entry["key"]: entry | {"fidelity": 0.0, "images": 0} for entry in costs(list(candidates.values()))}
+    # What is outside a measured window is not worth a look.
+    alive = {
+        search: [entry for entry in (entries[candidate.key] for candidate in part) if inside(entry, search.budget)]
+        for search, part in asked.items()
     }
-    algorithm = NSGA2(pop_size=settings.population, **operators)
-    algorithm.setup(problem, termination=("n_gen", settings.generations), seed=seed)
-    while algorithm.has_next():
-        generation: Any = algorithm.ask()
-        if generation is None or not len(generation):
-            return  # every architecture inside the budget is in the population
-        entries = score([space.decode(genome) for genome in generation.get("X")])
-        # Through the algorithm's own evaluator: else it counts no evaluations, and some terminations never come.
-        losses = _losses(entries, settings.objectives)
-        violations = budget.violations(_costs(entries))
-        algorithm.evaluator.eval(StaticProblem(problem, F=losses, G=violations), generation)
-        algorithm.tell(infills=generation)
-        yield entries
+    for number, part in enumerate(fidelity):
+        if number:
+            alive = {search: search.better_half(rest) if rest else [] for search, rest in alive.items()}
+        keys = dict.fromkeys(entry["key"] for rest in alive.values() for entry in rest)
+        for key, found in zip(keys, score([candidates[key] for key in keys], part), strict=True):
+            entries[key] |= found | {"fidelity": part}
+    return entries
 
 
-def front(entries: list[Entry], budget: Budget, objectives: Sequence[str]) -> list[Entry]:
-    """The entries inside the budget that no other one beats in all objectives, the best top-1 first."""
-    unique = list({entry["key"]: entry for entry in entries}.values())
-    inside = (
-        [entry for entry, fits in zip(unique, budget.allows(_costs(unique)), strict=True) if fits] if unique else []
-    )
-    if not inside:
+def inside(entry: Entry, budget: Budget) -> bool:
+    """Whether the costs of an entry lie in all windows of a budget."""
+    return bool(budget.allows(_costs([entry]))[0])
+
+
+def front(entries: Sequence[Entry], budget: Budget, objectives: Sequence[str]) -> list[Entry]:
+    """The entries inside the budget, scored on all images, that no other one beats in all objectives.
+
+    The best top-1 first.
+    """
+    unique = {entry["key"]: entry for entry in entries if entry["fidelity"] == 1}
+    lawful = [entry for entry in unique.values() if inside(entry, budget)]
+    if not lawful:
         return []
-    chosen: Any = NonDominatedSorting().do(_losses(inside, objectives), only_non_dominated_front=True)
-    return sorted((inside[index] for index in chosen), key=lambda entry: (-entry["top1"], entry["macs"], entry["key"]))
+    chosen: Any = NonDominatedSorting().do(_losses(lawful, objectives), only_non_dominated_front=True)
+    return sorted((lawful[index] for index in chosen), key=lambda entry: (-entry["top1"], entry["macs"], entry["key"]))
 
 
-def _losses(entries: list[Entry], objectives: Sequence[str]) -> np.ndarray:
-    """(N, objectives) What NSGA-II makes small."""
-    return np.array([[-entry[name] if name == "top1" else entry[name] for name in objectives] for entry in entries])
+def _losses(entries: Sequence[Entry], objectives: Sequence[str]) -> np.ndarray:
+    """(N, objectives) What the algorithms make small."""
+    signs = {name: -1 if name in LARGER_IS_BETTER else 1 for name in objectives}
+    return np.array([[signs[name] * entry.get(name, 0.0) for name in objectives] for entry in entries])
 
 
-def _costs(entries: list[Entry]) -> dict[str, np.ndarray]:
-    names = ("flops", "macs", "params", "throughput")
-    return {name: np.array([entry[name] for entry in entries]) for name in names if name in entries[0]}
+def _costs(entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    return {name: np.array([entry[name] for entry in entries]) for name in COSTS if name in entries[0]}

@@ -1,63 +1,87 @@
-"""Scores candidates across ranks, each on the next free rank, and journals every score before it is used."""
+"""The ranks as workers: they take jobs from one queue, so that a slow one holds up nobody."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import TCPStore
 
-from vitas.search.journal import Entry, Journal
-from vitas.spaces.architecture import Architecture
+J = TypeVar("J")
+R = TypeVar("R")
 
 
 class Workers:
-    """The ranks as workers: they take candidates from one queue, so that a slow one holds up nobody.
+    """All ranks, at work on the jobs of the main one.
 
     Args:
         accelerator: The one Accelerator of the run.
-        score: Scores one architecture on this rank's device; returns what the journal shall say of it.
-        journal: Where scores are kept; what it holds already is not scored again.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, score: Callable[[Architecture], dict[str, Any]], journal: Journal
-    ) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.score = score
-        self.journal = journal
         self.store = _store(accelerator)
         self.rounds = 0
 
-    def score_all(self, candidates: list[Architecture], on_score: Callable[[int], None]) -> list[Entry]:
-        """The entries of `candidates`, in their order, on every rank. All ranks call it; the main one's list counts.
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.accelerator.num_processes
 
-        `on_score` is told how many of them are scored so far, by all ranks.
+    def do(self, jobs: Sequence[J], work: Callable[[J], R], on_done: Callable[[int, int], None]) -> list[R]:
+        """What `work` makes of each job, in any order, on every rank. All ranks call it; the main one's jobs count.
+
+        A rank waits for the others only when no job is left. `on_done` is told how many of how many are done.
         """
         self.rounds += 1
-        candidates = broadcast_object_list([candidates])[0]
-        todo = {candidate.key: candidate for candidate in candidates if candidate.key not in self.journal.entries}
-        queue = list(todo.items())
-        known = len({candidate.key for candidate in candidates}) - len(todo)
-        on_score(known)
-        scored: list[Entry] = []
+        queue: Sequence[J] = broadcast_object_list([jobs])[0]
+        on_done(0, len(queue))
+        results: list[R] = []
         while (turn := self._add("taken")) <= len(queue):
-            key, candidate = queue[turn - 1]
-            entry = {"key": key, **self.score(candidate), "rank": self.accelerator.process_index}
-            entry["architecture"] = candidate.model_dump(mode="json")
-            self.journal.append(entry)
-            scored.append(entry)
-            on_score(known + self._add("done"))
-        everyone: list[Entry] = gather_object(scored)
-        self.journal.entries.update((entry["key"], entry) for entry in everyone)
-        return [self.journal.entries[candidate.key] for candidate in candidates]
+            results.append(work(queue[turn - 1]))
+            on_done(self._add("done"), len(queue))
+        return gather_object(results)
 
     def _add(self, counter: str) -> int:
         return self.store.add(f"{counter}/{self.rounds}", 1)
+
+
+class Job(NamedTuple):
+    """A candidate on neighbouring slices of the images."""
+
+    key: str
+    first: int
+    length: int
+
+
+def jobs(missing: Sequence[tuple[str, Sequence[int]]], ranks: int) -> list[Job]:
+    """The work of `ranks` ranks on candidates and the slices that each lacks, in their order.
+
+    Large jobs first, and the smaller the fewer are left: ranks then end together, and seldom change the candidate.
+    Give the costliest candidates first.
+    """
+    queue: list[Job] = []
+    left = sum(len(numbers) for _, numbers in missing)
+    for key, numbers in missing:
+        for first, stop in _stretches(numbers):
+            while first < stop:
+                length = min(stop - first, max(1, left // (2 * ranks)))
+                queue.append(Job(key, first, length))
+                first, left = first + length, left - length
+    return queue
+
+
+def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Rising numbers as stretches without a gap: first, and one past the last."""
+    first = 0
+    for at, number in enumerate(numbers):
+        if at + 1 == len(numbers) or numbers[at + 1] != number + 1:
+            yield numbers[first], number + 1
+            first = at + 1
 
 
 class _LocalStore:

@@ -83,8 +83,8 @@ class Architecture(Section):
 
     @property
     def key(self) -> str:
-        """A short name for journals and file names; equal architectures have equal keys."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """A short name for journals and file names, which YAML never takes for a number; equal ones have equal keys."""
+        return "a" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:11]
 
     def to_yaml(self) -> str:
         """The YAML that `from_yaml` reads back, one line a block."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
 from vitas.config import Section, UserError
-from vitas.spaces.cost import COUNTED, counts
+from vitas.spaces.cost import COSTS, COUNTED, counts
 from vitas.spaces.space import SearchSpace
 
 N = TypeVar("N")
@@ -38,21 +38,37 @@ class Budget(Section):
     """Parameters of the extracted model."""
     throughput: Window | None = None
     """Images a second, measured on the device of the search."""
+    latency: Window | None = None
+    """Milliseconds for a single image, measured on the device of the search."""
+    memory: Window | None = None
+    """Bytes at the peak of a forward of `throughput_batch` images, weights included."""
     throughput_batch: Annotated[int, Field(gt=0, le=2**20)] = 256
-    """Batch size at which the throughput is measured."""
+    """Batch size at which throughput and memory are measured."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the deployment: what is measured is measured in it."""
+    compile: bool = False
+    """Whether the deployment compiles the model with torch.compile."""
 
-    def windows(self, names: Sequence[str] = COUNTED) -> dict[str, tuple[float, float]]:
+    def windows(self, names: Sequence[str] = COSTS) -> dict[str, tuple[float, float]]:
         """The windows that are set, of the costs in `names`."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def violations(self, costs: dict[str, np.ndarray]) -> np.ndarray:
-        """(N, windows) How far each cost lies outside its window, relative to the upper end; <= 0 is inside."""
+    @property
+    def deployment(self) -> dict[str, Any]:
+        """How costs are measured."""
+        return {"throughput_batch": self.throughput_batch, "precision": self.precision, "compiled": self.compile}
+
+    def violations(self, costs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(N, windows) How far each cost lies outside its window, relative to the upper end; <= 0 is inside.
+
+        Windows of costs that are not given do not count.
+        """
         size = len(next(iter(costs.values())))
-        windows = {name: window for name, window in self.windows((*COUNTED, "throughput")).items() if name in costs}
+        windows = {name: window for name, window in self.windows().items() if name in costs}
         columns = [np.maximum(low - costs[name], costs[name] - high) / high for name, (low, high) in windows.items()]
         return np.column_stack(columns) if columns else np.full((size, 1), -1.0)
 
-    def allows(self, costs: dict[str, np.ndarray]) -> np.ndarray:
+    def allows(self, costs: Mapping[str, np.ndarray]) -> np.ndarray:
         """(N,) Whether all the given costs lie in their windows."""
         return np.all(self.violations(costs) <= 0, axis=1)
 
@@ -66,7 +82,7 @@ def calibrate_skip(space: SearchSpace, budget: Budget, num_classes: int, *, samp
     Raises:
         UserError: No probability reaches the window; names the reachable range.
     """
-    windows = budget.windows()
+    windows = budget.windows(COUNTED)
     if space.identity == "none" or not windows:
         return 0.0
     name, (low, high) = next(iter(windows.items()))

@@ -14,7 +14,12 @@ from vitas.spaces.architecture import Architecture, Block, Population
 from vitas.spaces.space import SearchSpace
 
 COUNTED = ("flops", "macs", "params")
-"""The costs that are counted from an architecture alone; throughput is measured."""
+"""The costs that are counted from an architecture alone."""
+
+MEASURED = ("throughput", "latency", "memory")
+"""The costs that are measured: images a second, milliseconds for one image, bytes at the peak of a forward."""
+
+COSTS = (*COUNTED, *MEASURED)
 
 
 def counts(population: Population, num_classes: int) -> dict[str, np.ndarray]:

@@ -15,28 +15,26 @@ from vitas.data.plan import Plan
 from vitas.recipe import Training
 
 
-def prepare(accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan, stage: str) -> tuple[Any, Any]:
+def prepare(accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan) -> tuple[Any, Any]:
     """The model and its AdamW, wrapped for the backend; without weight decay on biases and other 1-d weights.
 
     Raises:
-        UserError: The backend cannot do what `stage` asks for.
+        UserError: The backend cannot do what is asked for.
     """
     groups = param_groups_weight_decay(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
     accelerator.gradient_accumulation_steps = plan.accumulation
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _configure_deepspeed(accelerator, model, settings, plan, stage)
+        _configure_deepspeed(accelerator, model, settings, plan)
     return accelerator.prepare(model, optimizer)
 
 
-def _configure_deepspeed(
-    accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan, stage: str
-) -> None:
+def _configure_deepspeed(accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan) -> None:
     """DeepSpeed takes from its config what other backends are told in the loop."""
     if settings.on_nonfinite == "skip" and plan.accumulation > 1:
         raise UserError(
-            f"{stage}.on_nonfinite: skip: DeepSpeed keeps the gradients of earlier micro-batches; "
-            f"raise {stage}.micro_batch_size to {plan.micro_batch * plan.accumulation}, or use stop"
+            f"{settings.section}.on_nonfinite: skip: DeepSpeed keeps the gradients of earlier micro-batches; "
+            f"raise {settings.section}.micro_batch_size to {plan.micro_batch * plan.accumulation}, or use stop"
         )
     plugin: Any = accelerator.state.deepspeed_plugin
     # One bucket that holds all gradients: DeepSpeed's own default takes 1 to 2 GB, however small the model.

@@ -21,12 +21,12 @@ SHORT_WAIT = timedelta(minutes=10)
 """How long they wait in training, where all do the same."""
 
 
-def not_finite(stage: str, step: int, what: str, folder: Path, in_a_row: int | None) -> str:
+def not_finite(stage: str, step: int, what: str, folder: Path, settings: Training, in_a_row: int | None) -> str:
     """The loss is not finite; `in_a_row` is how many such steps were left out before it, if steps are left out."""
-    advice = f"lower {stage}.lr"
+    advice = f"lower {settings.section}.lr"
     times = ""
     if in_a_row is None:
-        advice += f", or leave such steps out: {stage}.on_nonfinite=skip"
+        advice += f", or leave such steps out: {settings.section}.on_nonfinite=skip"
     else:
         times = f", the {in_a_row}th in a row"
     last = checkpoint.latest(folder) or "none"
@@ -38,9 +38,9 @@ def not_finite(stage: str, step: int, what: str, folder: Path, in_a_row: int | N
 
 def out_of_memory(stage: str, step: int, what: str, plan: Plan, settings: Training) -> str:
     """The device has no more memory."""
-    ways = f"lower {stage}.micro_batch_size from {plan.micro_batch} (the batch stays {plan.batch_size})"
+    ways = f"lower {settings.section}.micro_batch_size from {plan.micro_batch} (the batch stays {plan.batch_size})"
     if not settings.grad_checkpointing:
-        ways += f", or set {stage}.grad_checkpointing=true"
+        ways += f", or set {settings.section}.grad_checkpointing=true"
     return f"{stage}: out of memory at step {step}{what}; {ways}"
 
 

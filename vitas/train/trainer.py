@@ -55,7 +55,8 @@ class Trainer:
         accelerator: The one Accelerator of the run.
         model: What is trained; called as `model(images, *inputs(step))`.
         settings: Hyperparameters.
-        folder: Where checkpoints and the final weights go; its name is the stage's in all that is told.
+        folder: Where checkpoints and the final weights go.
+        stage: What the training is called in metrics and in all that is told.
         data: The training images.
         inputs: Further inputs of the model at a step, the same on every rank.
         tracker: Where metrics go.
@@ -69,6 +70,7 @@ class Trainer:
         model: nn.Module,
         settings: Training,
         folder: Path,
+        stage: str,
         data: TrainingData,
         inputs: Callable[[int], tuple[Any, ...]],
         tracker: Tracker,
@@ -77,18 +79,20 @@ class Trainer:
         self.accelerator = accelerator
         self.settings = settings
         self.folder = folder
-        self.stage = folder.name
+        self.stage = stage
         self.data = data
         self.inputs = inputs
         self.tracker = tracker
         self.stop = stop
-        plan, self.steps_per_epoch = make_plan(settings, data.size, self.stage, accelerator.num_processes)
+        plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.feed = Feed(accelerator, data, settings)
         self.writer = checkpoint.Writer(folder, settings.keep_checkpoints)
         self.last = find_last(accelerator, folder, settings)
         if self.last.step > plan.stop:
-            raise UserError(f"{self.stage}.epochs: {self.last.step} steps are done, and the recipe ends at {plan.stop}")
+            raise UserError(
+                f"{settings.section}.epochs: {self.last.step} steps are done, and the recipe ends at {plan.stop}"
+            )
         self.left_out = self.last.left_out
         self.left_out_in_a_row = 0
         self._prepare(model)
@@ -103,7 +107,7 @@ class Trainer:
             model.load_state_dict(saved.weights)  # before DeepSpeed's engine copies them
             if self.average and saved.average:
                 self.average.module.load_state_dict(saved.average)
-        self.model, self.optimizer = backend.prepare(accelerator, model, settings, self.plan, self.stage)
+        self.model, self.optimizer = backend.prepare(accelerator, model, settings, self.plan)
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=self.plan.stop,
@@ -230,7 +234,9 @@ class Trainer:
         if stops or self.left_out_in_a_row == MOST_LEFT_OUT:
             in_a_row = None if stops else MOST_LEFT_OUT
             self.writer.wait()
-            raise UserError(failures.not_finite(self.stage, step, self._what(step), self.folder, in_a_row))
+            raise UserError(
+                failures.not_finite(self.stage, step, self._what(step), self.folder, self.settings, in_a_row)
+            )
         self.optimizer.zero_grad()
         what = self._what(step)
         self._say(f"{self.stage}: step {step} is left out, its loss is not finite{what}; {self.left_out} so far")

@@ -1,0 +1,73 @@
+"""What the work in a folder was made with, so that other settings do not go on with it unnoticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitas.config import UserError, read_yaml
+from vitas.files import write_atomically
+
+HOW = {
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "micro_batch_size",
+    "grad_checkpointing",
+    "compile",
+    "on_nonfinite",
+    "from",
+    "architecture",
+    "search",
+}
+"""Settings of a training that do not decide its outcome: where, how fast and how safely it runs, and the names of what
+stands beside them in full."""
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """The settings that the work in a folder was made with; none if there is none.
+
+    Raises:
+        UserError: They are damaged.
+    """
+    file = folder / "settings.yaml"
+    if not file.is_file():
+        return {}
+    damaged = f"damaged: delete it to trust what is in {folder}, or all of {folder}"
+    found = read_yaml(file, otherwise=damaged)
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: {damaged}")
+    return found
+
+
+def sign(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings that the work in a folder is made with."""
+    if made_with(folder) != (settings := plain(settings)):
+        write_atomically(folder / "settings.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from a file."""
+    return json.loads(json.dumps(settings))
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, with both values."""
+    old, new = _flat(before), _flat(now)
+    keys = [key for key in dict.fromkeys((*new, *old)) if key.rpartition(".")[2] not in HOW]
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def missing_or_other(before: dict[str, Any], needed: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """`differences` in what is needed alone."""
+    keys = _flat(needed)
+    return [difference for difference in differences(before, needed) if difference[0] in keys]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.rstrip("."): values}
+    return {key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}{name}.").items()}

@@ -1,0 +1,91 @@
+"""Which architectures a recipe means by the names it gives them, and where their models are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitas.config import UserError
+from vitas.files import read_lines
+from vitas.models import registry
+from vitas.recipe import Recipe
+from vitas.spaces.architecture import Architecture
+
+KEY = r"a[0-9a-f]{11}"
+
+
+def choices(recipe: Recipe) -> dict[str, str]:
+    """What is retrained: the folder below that of the stage, and the name; a single one needs no such folder.
+
+    Raises:
+        UserError: Two of them would share a folder.
+    """
+    named = recipe.retrain.architecture
+    if named == "best" and recipe.budgets and recipe.retrain.search is None:
+        named = [f"best:{budget}" for budget in recipe.budgets]
+    if isinstance(named, str):
+        return {"": named}
+    found: dict[str, str] = {}
+    for name in named:
+        short = Path(name).stem if name.endswith((".yaml", ".json")) else name
+        folder = re.sub(r"[^\w.-]+", "-", short)
+        if folder in found:
+            raise UserError(f"retrain.architecture: {name}: is there twice, or has the same short name as another")
+        found[folder] = name
+    return found
+
+
+def best_file(budget: str) -> str:
+    """The file of the best architecture of a budget, in the folder of a search."""
+    return f"best_{budget}.yaml" if budget else "best.yaml"
+
+
+def search_needed(name: str) -> bool:
+    """Whether a name is found in the folder of a search."""
+    return bool(re.fullmatch(rf"best(:.+)?|front:.*|{KEY}", name))
+
+
+def architecture(name: str, search: Path) -> Architecture:
+    """The architecture of a name of `retrain.architecture`; `search` is the folder of the search.
+
+    Raises:
+        UserError: There is none; says what there is.
+    """
+    kind, _, which = name.partition(":")
+    if not search_needed(name):
+        return registry.find(name)
+    if kind == "best":
+        return Architecture.from_yaml(search / best_file(which))
+    if kind == "front":
+        front = _front(search / "front.json")
+        if not which.isdecimal() or not 1 <= int(which) <= len(front):
+            raise UserError(f"{name}: expected front:1 to front:{len(front)}, the best first")
+        return Architecture.model_validate(front[int(which) - 1]["architecture"])
+    for entry in read_lines(search / "candidates.jsonl"):
+        if entry.get("key") == name:
+            return Architecture.model_validate(entry["architecture"])
+    raise UserError(f"{name}: no candidate of {search} has this key")
+
+
+def models(recipe: Recipe) -> Mapping[str, Path]:
+    """The trained models of a run, and of the uniform ViTs beside them, by what a table calls them."""
+    found: dict[str, Path] = {}
+    for below, name in choices(recipe).items():
+        found |= {name if below else "found": recipe.folder / "retrain" / below}
+        found |= {f"uniform ViT ({name})" if below else "uniform ViT": recipe.folder / "baseline" / below}
+    return {name: folder for name, folder in found.items() if (folder / "model.safetensors").is_file()}
+
+
+def _front(file: Path) -> list[dict[str, Any]]:
+    try:
+        front = json.loads(file.read_text())
+        return [entry for entry in front if Architecture.model_validate(entry["architecture"])]
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{file}: damaged; delete it and summary.json beside it, and the search makes it anew"
+        ) from None

@@ -1,0 +1,84 @@
+"""The trained supernet that a stage needs: this run's, or one that was trained elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vitas.config import UserError
+from vitas.data.splits import Split
+from vitas.models import saved
+from vitas.models.supernet import Supernet
+from vitas.runs import claims
+from vitas.runs.run import Run
+
+
+@dataclass(frozen=True)
+class TrainedSupernet:
+    """A trained supernet, and what it was trained with."""
+
+    run: Run
+    folder: Path
+    seed: int
+    holdout: float
+    sharing: str
+    attention: str
+
+    @property
+    def weights(self) -> Path:
+        """The file of its weights."""
+        return self.folder / "model.safetensors"
+
+    @cached_property
+    def checksum(self) -> str:
+        """The sum of its weights. All ranks ask for it."""
+        return self.run.checksum(self.weights)
+
+    @property
+    def held_out(self) -> Split:
+        """The training images that it has not seen."""
+        return self.run.train.hold_out(self.holdout, self.seed)[1]
+
+    def load(self) -> Supernet:
+        """The supernet, with its weights."""
+        net = self.run.new_supernet(sharing=self.sharing, attention=self.attention)
+        saved.load_weights(net, self.weights)
+        return net
+
+
+def find(run: Run, purpose: str) -> TrainedSupernet:
+    """The trained supernet, for a stage that needs it for `purpose`.
+
+    Raises:
+        UserError: There is none; or it was trained on other images, or is of another space; says which keys differ.
+    """
+    recipe, folder = run.recipe, run.recipe.supernet_folder
+    elsewhere = recipe.supernet.trained_in is not None
+    if not (folder / "model.safetensors").is_file():
+        help = "supernet.from names a run, or its folder supernet" if elsewhere else "add stage supernet"
+        raise UserError(
+            f"{folder / 'model.safetensors'}: No such file or directory: {purpose} needs a supernet; {help}"
+        )
+    how = {name: getattr(recipe.supernet, name) for name in ("sharing", "attention")}
+    own = {"seed": recipe.seed, "holdout": recipe.data.holdout, "supernet": how}
+    made_with = claims.made_with(folder)
+    if elsewhere and not {"space", *own} <= made_with.keys():
+        raise UserError(f"{folder / 'settings.yaml'}: expected what the supernet was trained with; copy it as well")
+    # Of this run's own supernet all is compared: another seed or hold-out would score candidates on images that it
+    # was trained on. One from elsewhere brings its own along.
+    needed = run.settings("space") | own
+    if elsewhere:
+        needed = {name: value for name, value in needed.items() if name not in own}
+    if different := claims.missing_or_other(run.with_classes(made_with), claims.plain(needed)) if made_with else []:
+        lines = ", ".join(f"{key}: {old}, and the recipe now says {new}" for key, old, new in different)
+        help = "" if elsewhere else "; give the run another name, or train the supernet again"
+        raise UserError(f"{folder}: trained with {lines}{help}")
+    made_with = made_with or own
+    return TrainedSupernet(
+        run=run,
+        folder=folder,
+        seed=made_with["seed"],
+        holdout=made_with["holdout"],
+        **{name: made_with["supernet"][name] for name in how},
+    )

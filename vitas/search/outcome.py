@@ -1,0 +1,64 @@
+"""What a search has found: a front for each budget, in which measured costs were measured twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vitas.config import UserError
+from vitas.search.candidates import Candidates
+from vitas.search.evolution import Entry, front, inside
+from vitas.spaces.architecture import Architecture
+from vitas.spaces.budget import Budget
+from vitas.spaces.cost import MEASURED
+
+Fronts = dict[str, list[Entry]]
+"""For each budget its front, the best first."""
+
+
+def fronts(entries: Sequence[Entry], budgets: Mapping[str, Budget], objectives: Sequence[str]) -> Fronts:
+    """The front of each budget, which may be empty."""
+    return {name: front(entries, budget, objectives) for name, budget in budgets.items()}
+
+
+def confirmed(
+    candidates: Candidates, entries: Sequence[Entry], budgets: Mapping[str, Budget], objectives: Sequence[str]
+) -> Fronts:
+    """The fronts of those whose measured costs are inside the budget when they are measured once more.
+
+    Of many noisy measurements some fall into a window by luck, and the search prefers what is in the window. All ranks
+    call it.
+
+    Raises:
+        UserError: For a budget nothing is left; says what the candidates reach.
+    """
+    return {name: _confirmed(candidates, entries, name, budget, objectives) for name, budget in budgets.items()}
+
+
+def _confirmed(
+    candidates: Candidates, entries: Sequence[Entry], name: str, budget: Budget, objectives: Sequence[str]
+) -> list[Entry]:
+    rest = list(entries)
+    while best := front(rest, budget, objectives):
+        again = [candidates.costs_again(Architecture.model_validate(entry["architecture"])) for entry in best]
+        both = list(zip(best, again, strict=True))
+        outside = {entry["key"] for entry, costs in both if not inside(entry | costs, budget)}
+        if not outside:
+            return [entry | {f"{cost}_again": value for cost, value in costs.items()} for entry, costs in both]
+        rest = [entry for entry in rest if entry["key"] not in outside]
+    windows = budget.windows(MEASURED)
+    asked = ", ".join(f"{cost} [{low:.4g}, {high:.4g}]" for cost, (low, high) in windows.items())
+    values = {cost: [entry[cost] for entry in entries] for cost in windows}
+    reached = ", ".join(f"{cost} {min(found):.4g} to {max(found):.4g}" for cost, found in values.items())
+    where = f"budgets.{name}" if name else "budget"
+    raise UserError(f"{where}: no candidate was inside {asked}; those that were measured reach {reached}")
+
+
+def in_one(fronts: Fronts) -> list[Entry]:
+    """The entries of all budgets, in their order; with several, each says by `budgets` for which it is."""
+    entries: dict[str, Entry] = {}
+    for name, best in fronts.items():
+        for entry in best:
+            marked = entries.setdefault(entry["key"], dict(entry))
+            if name:
+                marked["budgets"] = [*marked.get("budgets", []), name]
+    return list(entries.values())
