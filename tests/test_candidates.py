@@ -98,6 +98,19 @@ def test_the_same_scores_bit_for_bit_however_the_work_is_cut(tmp_path, net):
         assert [scores.entry(a.key, len(scorer.slices)) for a in CANDIDATES] == whole
 
 
+def test_the_same_scores_bit_for_bit_on_any_number_of_threads(tmp_path, net):
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(candidates(net, tmp_path / str(threads)).score(CANDIDATES, 1.0))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
 def test_what_is_known_is_not_scored_again_and_parts_are_completed(tmp_path, net, monkeypatch):
     first = candidates(net, tmp_path)
     part = first.score(CANDIDATES, 0.3)

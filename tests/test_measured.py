@@ -25,7 +25,7 @@ class Seen(list):
 
 
 class Watched(nn.Module):
-    """Says to `seen` what it is given, and takes two milliseconds an image."""
+    """Says to `seen` what it is given, and takes twenty milliseconds an image."""
 
     def __init__(self, seen: Seen) -> None:
         super().__init__()
@@ -34,23 +34,23 @@ class Watched(nn.Module):
 
     def forward(self, x):
         self.seen.append((len(x), x.dtype, self.layer.weight.dtype, self.training, torch.is_inference_mode_enabled()))
-        time.sleep(0.002 * len(x))
+        time.sleep(0.02 * len(x))
         return self.layer(x)
 
 
 def test_times_are_of_the_batch_and_of_one_image():
     found = measure(Watched(Seen()), 16, ("throughput", "latency"), batch_size=4, seconds=0)
     assert list(found) == ["throughput", "latency"]
-    assert 300 < found["throughput"] < 500
-    assert 2 < found["latency"] < 3.5
+    assert 30 < found["throughput"] <= 50
+    assert 20 <= found["latency"] < 35
 
 
 def test_passes_go_on_for_as_long_as_asked():
     seen = Seen()
     began = time.perf_counter()
-    measure(Watched(seen), 16, ["latency"], seconds=0.2)
-    assert time.perf_counter() - began > 0.2
-    assert len(seen) > 40
+    measure(Watched(seen), 16, ["latency"], seconds=0.6)
+    assert time.perf_counter() - began > 0.6
+    assert len(seen) > 15
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

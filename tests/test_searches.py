@@ -28,7 +28,7 @@ from vitas.spaces.cost import count
 pytestmark = pytest.mark.launch
 
 SEARCH = [setting for setting in SHORT if not setting.startswith("evolve.")]
-SEARCH += ["data.workers=0", "evolve.population=8", "evolve.generations=4", "data.holdout=0.3"]
+SEARCH += ["data.workers=0", "evolve.batch_size=16", "evolve.population=8", "evolve.generations=4", "data.holdout=0.3"]
 
 
 def run(folder, *overrides: str) -> None:

@@ -212,11 +212,19 @@ class SupernetTraining(Training):
     """A run, or its folder `supernet`, whose trained supernet is used in place of one of this run's own."""
 
 
+def _names(value: Any) -> Any:
+    if not isinstance(value, str) and not (
+        isinstance(value, list) and value and all(isinstance(v, str) for v in value)
+    ):
+        raise ValueError(f"expected a name or a list of names, got {one_line(repr(value))}")
+    return value
+
+
 class Retraining(Training):
     """Training of one architecture."""
 
     section = "retrain"
-    architecture: str | list[str] = "best"
+    architecture: Annotated[str | list[str], BeforeValidator(_names)] = "best"
     """`best` or `best:BUDGET` (the search's), `front:2` (of its front the second), the key of a candidate, a name such
     as `vitas_c` or `deit_s`, or a YAML file; or a list of these: each is trained in a folder of its own."""
     search: str | None = None

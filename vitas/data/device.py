@@ -62,10 +62,14 @@ class DeviceImages:
         where = where if self.resident is None else f"resident on the device ({self.resident.nbytes / 1e9:.2g} GB)"
         return f"{len(self):,} images, {where}"
 
+    def cuts(self, start: int, stop: int, batch_size: int) -> list[tuple[int, int]]:
+        """First and one past the last image of even batches of at most `batch_size`."""
+        count = -(-(stop - start) // batch_size)
+        return list(pairwise(np.linspace(start, stop, count + 1).round().astype(int).tolist()))
+
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [start, stop) as float32 (B, 3, H, W), and labels (B,), in even batches of at most `batch_size`."""
-        cuts = np.linspace(start, stop, -(-(stop - start) // batch_size) + 1).round().astype(int).tolist()
-        for images, first, last in self._raw(list(pairwise(cuts))):
+        """Images [start, stop) as float32 (B, 3, H, W), and labels (B,), cut as `cuts` says."""
+        for images, first, last in self._raw(self.cuts(start, stop, batch_size)):
             yield images.float().sub_(self.shift).div_(self.scale), self.labels[first:last]
 
     def _raw(self, parts: list[tuple[int, int]]) -> Iterator[tuple[Tensor, int, int]]:

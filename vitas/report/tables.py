@@ -23,7 +23,7 @@ HEADINGS = {
 
 def table(rows: dict[str, dict[str, Any]], images: int) -> str:
     """The final figures as text, a line for each model; below them what shape each has."""
-    width = max(12, *(len(name) + 2 for name in rows))
+    width = max(12, *(len(name) + 1 for name in rows))
     lines = [f"{'':<{width}}{'top-1 %':>9}{'top-5 %':>9}{'MACs':>16}{'params':>13}{'images/s':>10}"]
     for name, row in rows.items():
         lines.append(f"{name:<{width}}{row[tracking.TOP1]:>9.2f}{row[tracking.TOP5]:>9.2f}{row['macs']:>16,}"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from itertools import pairwise
-from typing import Any, NamedTuple
+from functools import cache
+from itertools import islice, pairwise
+from threading import Barrier
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +29,8 @@ MOST_SLICES, SLICE = 20, 64
 """Images are cut into at most so many slices, of no fewer images."""
 
 
+A = TypeVar("A")
+B = TypeVar("B")
 Logits = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) to logits (B, classes)."""
 
@@ -41,16 +46,16 @@ class Tally(NamedTuple):
     """Sum of the cross-entropy, in nats."""
     images: int
 
+    @classmethod
+    def sum(cls, parts: Iterable[Tally]) -> Tally:
+        """Of all parts."""
+        top1, top5, loss, images = zip(*parts, strict=True)
+        return cls(sum(top1), sum(top5), sum(loss), sum(images))
+
 
 @torch.inference_mode()
 def tally(
-    model: Logits,
-    images: DeviceImages,
-    start: int,
-    stop: int,
-    *,
-    batch_size: int,
-    precision: str = "no",
+    model: Logits, images: DeviceImages, start: int, stop: int, *, batch_size: int, precision: str = "no"
 ) -> Tally:
     """What `model` gets right of the images [start, stop)."""
     sums = torch.zeros(3, dtype=torch.float64, device=images.device)
@@ -62,6 +67,25 @@ def tally(
             sums += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), loss])
     top1, top5, loss = sums.tolist()
     return Tally(int(top1), int(top5), loss, stop - start)
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    """Threads that compute a batch each, alone.
+
+    Several threads in one product cut it in another way than fewer do, which shows in the last bits of a score; and
+    on small networks they wait for each other most of the time.
+    """
+    all_there = Barrier(threads)
+    pool = ThreadPoolExecutor(threads, initializer=_alone)
+    list(pool.map(lambda _: all_there.wait(), range(threads)))
+    torch.set_num_threads(threads)  # torch takes the last number for that of threads to come
+    return pool
+
+
+def _alone() -> None:
+    torch.get_num_threads()  # else torch sets this thread's number itself, when it first computes
+    torch.set_num_threads(1)
 
 
 def _autocast(device: torch.device, precision: str) -> Any:
@@ -94,10 +118,13 @@ class Scorer:
         """What gives the logits of a candidate, for each side of the supernet; the last one's are kept."""
         if self._last is None or self._last[0] != (architecture, batch_size):
             self._last = None  # its memory is free before more is taken
-            with _autocast(self.images.device, self.precision):
-                logits = {side: fast(self.net.extract(architecture, side), batch_size) for side in self.net.sides}
-            self._last = (architecture, batch_size), logits
+            logits = self._across(lambda side: self._logits(architecture, side, batch_size), self.net.sides)
+            self._last = (architecture, batch_size), dict(zip(self.net.sides, logits, strict=True))
         return self._last[1]
+
+    def _logits(self, architecture: Architecture, side: str, batch_size: int) -> Logits:
+        with _autocast(self.images.device, self.precision):
+            return fast(self.net.extract(architecture, side), batch_size)
 
     def score(self, architecture: Architecture, first: int, length: int) -> dict[str, Any]:
         """A line of the store: of each side, right answers and loss on each of `length` slices from `first` on."""
@@ -108,8 +135,7 @@ class Scorer:
         with explained(lambda: f"evolve: out of memory at architecture {architecture.model_dump_json()}; "
                                f"lower evolve.batch_size from {size}"):  # fmt: skip
             for side, logits in self.sides(architecture, size).items():
-                cuts = self.slices[first : first + length]
-                found = [tally(logits, self.images, *cut, batch_size=size, precision=self.precision) for cut in cuts]
+                found = self._tallies(logits, self.slices[first : first + length], size)
                 line["hits"][side] = [part.top1 for part in found]
                 line["loss"][side] = [part.loss for part in found]
         return line | {"seconds": time.perf_counter() - began}
@@ -126,7 +152,7 @@ class Scorer:
             seconds = []
             for _ in range(4):  # the first one warms up
                 began = time.perf_counter()
-                tally(logits, self.images, 0, size, batch_size=size, precision=self.precision)
+                self._tallies(logits, [(0, size)], size)
                 seconds.append(time.perf_counter() - began)
             last, rate = rate, size / min(seconds[1:])
             if rate < 1.05 * last:
@@ -134,3 +160,20 @@ class Scorer:
             if 2 * size > most:
                 return size
             size *= 2
+
+    def _tallies(self, logits: Logits, cuts: Sequence[tuple[int, int]], size: int) -> list[Tally]:
+        """What is right in each of several stretches of the images."""
+
+        def of(start: int, stop: int) -> Tally:
+            return tally(logits, self.images, start, stop, batch_size=size, precision=self.precision)
+
+        if self.images.device.type != "cpu":
+            return [of(*cut) for cut in cuts]
+        batches = [self.images.cuts(*cut, size) for cut in cuts]
+        found = iter(self._across(lambda batch: of(*batch), [batch for part in batches for batch in part]))
+        return [Tally.sum(islice(found, len(part))) for part in batches]
+
+    def _across(self, work: Callable[[A], B], arguments: Sequence[A]) -> list[B]:
+        """What `work` makes of each argument; on a CPU on all threads, each for itself."""
+        on_cpu = self.images.device.type == "cpu"
+        return list((_workers(torch.get_num_threads()).map if on_cpu else map)(work, arguments))
