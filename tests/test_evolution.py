@@ -65,6 +65,15 @@ def test_a_longer_search_begins_as_a_shorter_one(algorithm):
     assert long[: len(short)] == short
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
+def test_the_first_generation_has_every_patch_size_though_few_random_ones_do(algorithm):
+    budget = Budget(macs=(0.9e5, 1.1e5))
+    first = search(budget, algorithm=algorithm)[:12]
+    random = evolution.first_generation(SPACE, budget, 7, 400, seed=1, skip=0.2)
+    assert min(np.bincount(random[:, 0])) < 140
+    assert [sum(e["architecture"]["patch_size"] == patch for e in first) for patch in SPACE.patch_size] == [6, 6]
+
+
 def test_an_aging_population_forgets_its_best():
     """The parents stay as they are when their children are mutated, and the oldest go, however good they are."""
     space = small_space()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -66,6 +67,21 @@ def first_generation(
     return np.array(list(islice(random_genomes(space, budget, num_classes, seed=seed, skip=skip), size)))
 
 
+def _each_patch_size(genomes: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """`size` of the genomes, all patch sizes among them alike.
+
+    A step from one patch size to another leaves a narrow budget: evolution seldom finds one that its first generation
+    lacks, and random ones of a budget may be nearly all of one patch size.
+    """
+    pool = list(islice(genomes, 20 * size))
+    seen: Counter[int] = Counter()
+    place = []
+    for genome in pool:
+        place.append(seen[genome[0]])
+        seen[genome[0]] += 1
+    return (pool[index] for index in np.argsort(place, kind="stable")[:size])
+
+
 class _Search:
     """The search for one budget: its algorithm, and what it makes of entries."""
 
@@ -83,6 +99,8 @@ class _Search:
             return budget.allows(counts(space.widths(genomes), num_classes))
 
         first = random_genomes(space, budget, num_classes, seed=seed, skip=skip)
+        if settings.algorithm != "random":
+            first = _each_patch_size(first, size)
         constraints = 1 + max(1, len(budget.windows()))
         self.space, self.budget, self.objectives, self.size = space, budget, settings.objectives, size
         self.algorithm = Algorithm(settings, space, size, first, allowed, constraints, seed)
