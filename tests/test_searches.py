@@ -134,11 +134,12 @@ def test_several_budgets_have_one_front_and_a_best_each_that_are_retrained_side_
     two = ["budget.macs=null", "budgets.small.macs=[0.4e6,0.6e6]", "budgets.base.macs=[0.8e6,1.2e6]"]
     run(copy.parent, *two, "stages=[evolve]")
     said = capsys.readouterr().out
-    assert re.search(r"^1 .* <- small$", said, re.MULTILINE) and re.search(r"^2 .* <- base$", said, re.MULTILINE)
+    assert re.search(r"^1 .* <- small$", said, re.MULTILINE) and re.search(r"^\d+ .* <- base$", said, re.MULTILINE)
     assert "next: accelerate launch -m vitas" in said
     assert "retrain.architecture=[best:small,best:base]" in said
     front = json.loads((copy / "evolution" / "front.json").read_text())
-    assert [entry["budgets"] for entry in front] == [["small"], ["base"]]
+    names = [name for entry in front for name in entry["budgets"]]  # of equals all are in the front
+    assert names == sorted(names, reverse=True) and set(names) == {"small", "base"}
     small, base = (Architecture.from_yaml(copy / "evolution" / f"best_{name}.yaml") for name in ("small", "base"))
     assert 0.4e6 <= count(small, 10)["macs"] <= 0.6e6 < 0.8e6 <= count(base, 10)["macs"] <= 1.2e6
     run(copy.parent, *two, "stages=[retrain,baseline,evaluate]")
@@ -152,7 +153,7 @@ def test_several_budgets_have_one_front_and_a_best_each_that_are_retrained_side_
         assert load_model(copy.parent / "alone" / "retrain").architecture == expected
         shutil.rmtree(copy.parent / "alone")
     wrong = {
-        "front:3": "front:3: expected front:1 to front:2",
+        "front:99": f"front:99: expected front:1 to front:{len(front)}",
         "a" + "0" * 11: "no candidate of .* has this key",
         "best:huge": "best_huge.yaml: No such file",
     }
