@@ -12,7 +12,7 @@ from vitas import recipe
 from vitas.config import UserError
 from vitas.data import augment, batches, decoded, sources, stream
 from vitas.data.plan import Plan
-from vitas.recipe import Augment, Data
+from vitas.sections import Augment, Data
 
 RNG = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from test_data import picture, write_parquet
 
 from vitas.data import decoded, sources, stream
-from vitas.recipe import Data
+from vitas.sections import Data
 
 CLASSES = ("apple", "banana", "cherry")
 
@@ -137,7 +137,7 @@ def test_damaged_images_are_decoded_anew_with_a_line(photos, capsys, damage):
 SLOWLY = """
 import sys, time
 from vitas.data import decoded, images, sources
-from vitas.recipe import Data
+from vitas.sections import Data
 known = decoded.decode
 decoded.decode = lambda image: (time.sleep(0.002), known(image))[1]
 decoded.decoded(sources.open_splits(Data())[0], __import__("pathlib").Path(sys.argv[1]), 8, Data(workers=0), write=True)

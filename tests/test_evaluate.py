@@ -16,8 +16,8 @@ from vitas.config import UserError
 from vitas.data import augment, decoded, sources
 from vitas.models import saved
 from vitas.models.vit import VisionTransformer
-from vitas.recipe import Data
 from vitas.runs import stages
+from vitas.sections import Data
 from vitas.spaces.architecture import Architecture, Block
 
 SHAPE = Architecture(image_size=16, patch_size=4, embed_dim=8, blocks=(Block(heads=2, qkv_dim=24, mlp_dim=16), None))

@@ -3,8 +3,8 @@ import pytest
 from conftest import small_space
 
 from vitas.config import UserError
-from vitas.recipe import Evolution
 from vitas.search import evolution
+from vitas.sections import Evolution
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget

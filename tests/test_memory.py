@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, small_space
 
-from vitas import recipe
+from vitas import sections
 from vitas.cli import main
 from vitas.models.supernet import Supernet
 from vitas.train import memory
 from vitas.train.memory import Backend
 
-TRAINING = recipe.Training(epochs=1, warmup_epochs=0)
+TRAINING = sections.Training(epochs=1, warmup_epochs=0)
 
 
 def test_the_estimate_is_what_a_forward_really_keeps():
@@ -41,7 +41,7 @@ def test_the_estimate_is_what_a_forward_really_keeps():
 
 MEASURE = """
 import resource, sys, torch
-from vitas import recipe
+from vitas import recipe, sections
 from vitas.models.supernet import Supernet
 from vitas.train import memory
 

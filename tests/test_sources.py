@@ -14,7 +14,7 @@ from test_data import encoded, picture
 from vitas import recipe
 from vitas.config import UserError
 from vitas.data import decoded, sources
-from vitas.recipe import Data
+from vitas.sections import Data
 
 NAMES = ["apple", "banana", "cherry"]
 

@@ -9,7 +9,7 @@ from test_sources import json_labels, one_of_its_parts, opened, parquet, photos,
 
 from vitas.config import UserError
 from vitas.data import decoded, sources
-from vitas.recipe import Data
+from vitas.sections import Data
 
 
 def depths(root: Path) -> Path:

@@ -12,7 +12,7 @@ from toy import toy_training
 
 from vitas.config import RankError, UserError
 from vitas.data.plan import make_plan
-from vitas.recipe import Augment, Training
+from vitas.sections import Augment, Training
 from vitas.train.feed import Feed
 
 SETTINGS = Training(epochs=4, warmup_epochs=1, batch_size=96, micro_batch_size=16)

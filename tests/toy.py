@@ -10,9 +10,9 @@ from torch import nn
 from vitas import cli, recipe
 from vitas.data.batches import Batch
 from vitas.data.splits import Unreadable
-from vitas.recipe import Retraining
 from vitas.report import tracking
 from vitas.runs.accelerator import make_accelerator
+from vitas.sections import Retraining
 from vitas.spaces.architecture import Architecture, Block
 from vitas.train import stop, trainer
 

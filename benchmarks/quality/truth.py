@@ -38,9 +38,10 @@ from vitas.data.images import decode
 from vitas.data.sources import open_splits
 from vitas.data.splits import Split
 from vitas.models.vit import VisionTransformer
-from vitas.recipe import Recipe, Training
+from vitas.recipe import Recipe
 from vitas.runs.claims import HOW
 from vitas.search.evolution import first_generation
+from vitas.sections import Training
 from vitas.spaces.architecture import Architecture, Block
 from vitas.spaces.cost import count
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from vitas.recipe import Augment, Data
+from vitas.sections import Augment, Data
 
 
 def train_transform(image_size: int, augment: Augment, data: Data) -> Callable[[Image.Image], torch.Tensor]:

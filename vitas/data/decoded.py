@@ -19,8 +19,8 @@ from vitas.data.augment import preprocessing
 from vitas.data.batches import allowed_cores, outlive_a_stop
 from vitas.data.images import DECODING, UNREADABLE, decode
 from vitas.data.splits import Split
-from vitas.recipe import Data
 from vitas.report.terminal import say
+from vitas.sections import Data
 
 FORMAT = 2
 """The version of what is kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vitas.config import UserError
-from vitas.recipe import Training
+from vitas.sections import Training
 
 
 @dataclass(frozen=True)

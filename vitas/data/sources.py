@@ -13,7 +13,7 @@ import numpy as np
 from vitas.config import UserError, one_line
 from vitas.data.formats import open_any
 from vitas.data.splits import Split, Unreadable
-from vitas.recipe import Data
+from vitas.sections import Data
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 

@@ -19,11 +19,12 @@ from vitas.files import expanded, make_folder
 from vitas.models import registry
 from vitas.models.supernet import Supernet
 from vitas.models.vit import VisionTransformer
-from vitas.recipe import Recipe, Training
+from vitas.recipe import Recipe
 from vitas.report.tracking import wandb_mode
 from vitas.runs import prerequisites
 from vitas.runs.found import choices, search_needed
 from vitas.search import evolution
+from vitas.sections import Training
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.train import memory

@@ -18,13 +18,13 @@ from vitas.files import expanded, write_atomically
 from vitas.models import saved
 from vitas.models.measured import measure
 from vitas.models.vit import VisionTransformer
-from vitas.recipe import Data
 from vitas.report import tracking
 from vitas.report.tables import table
 from vitas.report.terminal import say
 from vitas.runs import found
 from vitas.runs.run import Run
 from vitas.search.scoring import tally
+from vitas.sections import Data
 from vitas.spaces import cost
 from vitas.train.memory import explained
 

@@ -10,8 +10,9 @@ from vitas.config import UserError, did_you_mean, one_line
 from vitas.data import augment
 from vitas.files import expanded
 from vitas.models import registry
-from vitas.recipe import Recipe, Training
+from vitas.recipe import Recipe
 from vitas.runs import found
+from vitas.sections import Training
 from vitas.spaces.architecture import Architecture
 
 

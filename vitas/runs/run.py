@@ -19,10 +19,11 @@ from vitas.data.device import DeviceImages
 from vitas.data.splits import Split
 from vitas.files import write_atomically
 from vitas.models.supernet import Supernet
-from vitas.recipe import MAY_CHANGE, Recipe, dump
+from vitas.recipe import Recipe, dump
 from vitas.report.terminal import say
 from vitas.report.tracking import Tracker
 from vitas.runs import claims
+from vitas.sections import MAY_CHANGE
 from vitas.train.stop import StopRequest
 
 
@@ -94,7 +95,7 @@ class Run:
     def claim(self, stage: str, settings: dict[str, Any], *, named: str = "the run") -> Path:
         """The folder of a stage, whose contents were made with just these settings.
 
-        A training that is not done may take over what `recipe.MAY_CHANGE` names.
+        A training that is not done may take over what `sections.MAY_CHANGE` names.
 
         Raises:
             UserError: There is work in it that was done with others.

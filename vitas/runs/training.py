@@ -13,10 +13,10 @@ from vitas.data import augment, batches, stream
 from vitas.data.splits import Split
 from vitas.models import saved
 from vitas.models.vit import VisionTransformer
-from vitas.recipe import Training
 from vitas.runs import found, trained
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
+from vitas.sections import Training
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.train.trainer import Trainer

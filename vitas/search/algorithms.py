@@ -26,7 +26,7 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.problems.static import StaticProblem
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from vitas.recipe import Evolution
+from vitas.sections import Evolution
 from vitas.spaces.space import SearchSpace
 
 Allowed = Callable[[np.ndarray], np.ndarray]

@@ -11,8 +11,8 @@ import numpy as np
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from vitas.config import UserError
-from vitas.recipe import Evolution
 from vitas.search.algorithms import Algorithm
+from vitas.sections import Evolution
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
 from vitas.spaces.cost import COSTS, COUNTED, counts, reachable

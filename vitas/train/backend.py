@@ -12,7 +12,7 @@ from torch import nn
 
 from vitas.config import UserError
 from vitas.data.plan import Plan
-from vitas.recipe import Training
+from vitas.sections import Training
 
 
 def prepare(accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan) -> tuple[Any, Any]:

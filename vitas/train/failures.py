@@ -12,7 +12,7 @@ from torch.distributed import distributed_c10d
 
 from vitas.config import RankLost, one_line
 from vitas.data.plan import Plan
-from vitas.recipe import Training
+from vitas.sections import Training
 from vitas.train import checkpoint
 
 LONG_WAIT = timedelta(hours=6)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitas.config import RankError, UserError
 from vitas.data.batches import Batch, TrainingData
-from vitas.recipe import Training
 from vitas.report.terminal import say
+from vitas.sections import Training
 from vitas.train.memory import PRECISIONS
 
 

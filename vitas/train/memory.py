@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from vitas.config import RankError, one_line
-from vitas.recipe import Training
+from vitas.sections import Training
 
 PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Accelerate's names of mixed precision."""

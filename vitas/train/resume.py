@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from vitas.recipe import MAY_CHANGE, Training
+from vitas.sections import MAY_CHANGE, Training
 from vitas.train import checkpoint
 from vitas.train.state import TrainingState
 

@@ -20,11 +20,11 @@ from vitas.config import UserError
 from vitas.data.batches import Batch, TrainingData
 from vitas.data.plan import make_plan
 from vitas.models.saved import save_weights
-from vitas.recipe import Training
 from vitas.report import tracking
 from vitas.report.meter import Meter
 from vitas.report.terminal import progress, say
 from vitas.report.tracking import Tracker
+from vitas.sections import Training
 from vitas.train import backend, checkpoint, failures, state
 from vitas.train.average import Average
 from vitas.train.feed import Feed, draw

@@ -1,0 +1,307 @@
+"""The sections of a recipe: what can be set, within which bounds, and by default."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from vitas.config import Section, one_line
+from vitas.files import expanded
+from vitas.spaces.architecture import MOST_CLASSES
+from vitas.spaces.budget import Rising
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Mean = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
+Std = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
+BatchSize = Annotated[int, Field(gt=0, le=2**20)]
+
+NAME = r"^[A-Za-z0-9][\w.-]*$"
+"""What may name a folder."""
+
+MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
+"""Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def _class_names(value: Any) -> int | list[str] | None:
+    """The number of classes as it is, or their names, also from a file; names that YAML took for numbers are texts."""
+    expected = f"expected a number from 2 to {MOST_CLASSES:,}, the names as [a, b], or a file with a name on each line"
+    names: Any = value
+    if isinstance(value, str):
+        try:
+            names = [
+                line.strip() for line in expanded(value).read_text(encoding="utf-8-sig").splitlines() if line.strip()
+            ]
+        except OSError as error:
+            raise ValueError(f"{value}: {error.strerror}; {expected}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{value}: not a text file; {expected}") from None
+    if value is None or (type(value) is int and 2 <= value <= MOST_CLASSES):
+        return value
+    if not isinstance(names, list) or len(names) < 2 or not all(type(name) in (str, int, float) for name in names):
+        raise ValueError(f"{expected}, got {one_line(repr(value))}")
+    names = list(map(str, names))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"class {twice[0]} is there twice")
+    return names
+
+
+Classes = Annotated[
+    int | list[str] | None,
+    BeforeValidator(_class_names, json_schema_input_type=PositiveInt | list[str | float] | str | None),
+]
+"""How many classes there are, or their names; a recipe may give the file that holds them."""
+
+
+class Data(Section):
+    """Where the images come from."""
+
+    train: str = "digits"
+    """`digits`, a folder of class folders, `.parquet` files, WebDataset `.tar` files, a `.csv` or `.tsv` of image
+    files and labels, a folder of `save_to_disk`, or a Hub name such as `ILSVRC/imagenet-1k:train`. `~`, `$VARIABLES`,
+    `*` and `{000..127}` are filled in. Of a folder with parts, such as train and test, each key takes its own;
+    `FOLDER:PART` takes another."""
+    test: str | None = None
+    """Where the test images come from, in the same forms; may be left out for `digits`."""
+    image_column: str | None = None
+    """The column of images; found from the features if left out."""
+    label_column: str | None = None
+    """The column of class labels; found from the features if left out."""
+    classes: Classes = None
+    """Number of classes, their names in order, or a file with a name on each line. Needed where the labels of a stream
+    are plain numbers (a number) or texts (names), and to check a recipe without data."""
+    examples: Annotated[int, Field(gt=0, le=10**12)] | None = None
+    """Number of training images; known, a stream is not read through to count them, and a check needs no data."""
+    streaming: bool = False
+    """Read the training images as a stream instead of indexing them first."""
+    shuffle_buffer: PositiveInt = 2048
+    """Images that a worker holds to shuffle a stream."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Part of the training images that the search scores candidates on, and no training sees."""
+    workers: NonNegativeInt = 4
+    """Processes on each rank that read and transform images; never more than cores."""
+    mean: Mean = IMAGENET_MEAN
+    """Mean of each RGB channel, in [0, 1]."""
+    std: Std = IMAGENET_STD
+    """Standard deviation of each RGB channel, in [0, 1]."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """At test, the shorter side is resized to image_size / crop_pct before the centre crop."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that the recipe says, if it does."""
+        return len(self.classes) if isinstance(self.classes, list) else self.classes
+
+
+class Augment(Section):
+    """Training augmentation, by timm."""
+
+    scale: Rising[Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
+    """Area of the random crop, as a part of the image."""
+    ratio: Rising[Annotated[float, Field(ge=0.01, le=100)]] = (0.75, 4 / 3)
+    """Aspect ratio of the random crop."""
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: NonNegativeFloat = 0.0
+    """Strength of colour jitter."""
+    auto_augment: str | None = None
+    """timm's name of an AutoAugment or RandAugment policy, such as `rand-m9-mstd0.5-inc1`."""
+    erasing: Fraction = 0.0
+    """Probability of random erasing, by pixels."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of Mixup; 0 for none."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of CutMix; 0 for none."""
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _known(cls, policy: str | None) -> str | None:
+        kind, *options = (policy or "original").split("-")
+        whole, real = r"\d{1,4}", r"\d{1,4}(\.\d{1,9})?"
+        mstd, others = rf"mstd{real}", rf"(m|n|mmax|inc){whole}|p{real}|t(weights|3aw?)"
+        known = {"rand": rf"{mstd}|{others}", "augmix": rf"{mstd}|(m|w|d|b){whole}|a{real}"}
+        known |= dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), mstd)
+        wrong = [option for option in options if not re.fullmatch(known.get(kind, ""), option)]
+        if kind not in known or wrong:
+            # timm itself passes over what it does not understand.
+            what = f", and not {wrong[0]!r}" if wrong else ""
+            raise ValueError(f"expected a timm policy such as rand-m9-mstd0.5-inc1{what}, got {one_line(repr(policy))}")
+        return policy
+
+
+class Training(Section):
+    """The one training loop. The same recipe trains the same on any number of ranks."""
+
+    section: ClassVar[str]
+    """Its name in a recipe."""
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 300
+    """Passes over the training images."""
+    batch_size: BatchSize = 1024
+    """Images of one optimizer step, over all ranks and accumulation."""
+    micro_batch_size: PositiveInt = 128
+    """The most images of one forward on one rank; what is above is accumulated."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's weight decay; none on biases and other 1-d weights."""
+    warmup_epochs: NonNegativeFloat = 5
+    """Epochs of linear warm-up from 1e-6; cosine to zero follows."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Label smoothing."""
+    clip_grad: NonNegativeFloat = 0.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    augment: Augment = Augment()
+    """Training augmentation."""
+    grad_checkpointing: bool = False
+    """Keep no activations inside blocks, but compute them again in the backward pass: less memory, more time."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do at a step whose loss is not finite: stop all ranks, or leave the step out and count it."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the weights, kept in float32; it is the model then. 0 for none."""
+    checkpoint_every: PositiveInt | None = 500
+    """Optimizer steps between two checkpoints; null for none by steps."""
+    checkpoint_minutes: PositiveFloat | None = None
+    """Minutes between two checkpoints, besides those by steps."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints that are kept."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Training:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be fewer than epochs {self.epochs:g}")
+        if (self.augment.mixup or self.augment.cutmix) and self.batch_size % 2:
+            raise ValueError(f"batch_size {self.batch_size} must be even: Mixup and CutMix mix pairs of images")
+        return self
+
+
+class SupernetTraining(Training):
+    """Training of the supernet: another random subnet at each step."""
+
+    section = "supernet"
+    sharing: Literal["ordinal", "bilateral", "cyclic"] = "bilateral"
+    """Which channels a width takes: the first (AutoSlim), first and last (BCNet), or windows around a circle."""
+    attention: Literal["private_qk", "shared", "private_v"] = "private_qk"
+    """What each head choice has for itself; the rest is shared by all."""
+    skip: Fraction | None = None
+    """Probability that a block is skipped; left out, it is calibrated to the budget, or to several in turn."""
+    trained_in: str | None = Field(default=None, alias="from")
+    """A run, or its folder `supernet`, whose trained supernet is used in place of one of this run's own."""
+
+
+def _names(value: Any) -> Any:
+    if not isinstance(value, str) and not (
+        isinstance(value, list) and value and all(isinstance(v, str) for v in value)
+    ):
+        raise ValueError(f"expected a name or a list of names, got {one_line(repr(value))}")
+    return value
+
+
+class Retraining(Training):
+    """Training of one architecture."""
+
+    section = "retrain"
+    architecture: Annotated[str | list[str], BeforeValidator(_names)] = "best"
+    """`best` or `best:BUDGET` (the search's), `front:2` (of its front the second), the key of a candidate, a name such
+    as `vitas_c` or `deit_s`, or a YAML file; or a list of these: each is trained in a folder of its own."""
+    search: str | None = None
+    """Folder of the search that `best`, `front:N` and keys are taken from; left out, that of `evolve.name`."""
+    init: Literal["scratch", "supernet"] = "scratch"
+    """Start from new weights, or from the supernet's."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth of the last block, rising linearly from 0."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+
+
+class Evolution(Section):
+    """The search."""
+
+    name: Annotated[str, Field(pattern=NAME, max_length=128)] = "evolution"
+    """Folder of the search in the run. Searches of one supernet share its scores."""
+    algorithm: Literal["nsga2", "regularized", "random"] = "nsga2"
+    """NSGA-II; regularized (aging) evolution; or random architectures inside the budget."""
+    population: Annotated[int, Field(ge=2, le=10_000)] = 50
+    """Architectures of a generation, over all budgets."""
+    generations: Annotated[int, Field(gt=0, le=100_000)] = 40
+    """Generations, the first one (random) included. With more of them a search that is done goes on."""
+    objectives: list[Literal["top1", "flops", "macs", "params", "throughput", "latency", "memory"]] = ["top1"]
+    """What is improved: top-1 and throughput up, other costs down. Several give a front."""
+    fidelity: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
+    """Successive halving: the parts of the images, such as `[0.1, 0.3, 1.0]`, on which all candidates of a generation,
+    then the better half, then the better half of these are scored. Only those scored on all can be found."""
+    mutation: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Probability that a gene of a child is drawn anew."""
+    score_on: Literal["holdout", "test"] = "holdout"
+    """Images that score a candidate. `test` is the paper's choice; the test accuracy is then an optimistic figure."""
+    batch_size: BatchSize | None = None
+    """Images of one forward of a candidate; left out, the fastest number is measured."""
+
+    @property
+    def stage(self) -> str:
+        """The search in metrics and in messages."""
+        return "evolve" if self.name == "evolution" else f"evolve/{self.name}"
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name in (taken := ("supernet", "retrain", "baseline", "cache", "wandb")):
+            raise ValueError(f"expected another name than {', '.join(taken)}, got {name}")
+        return name
+
+    @field_validator("fidelity")
+    @classmethod
+    def _rises_to_all(cls, parts: list[float]) -> list[float]:
+        if parts != sorted(set(parts)) or parts[-1:] != [1.0]:
+            raise ValueError(f"expected rising parts of the images, the last one 1.0, got {parts}")
+        return parts
+
+    @field_validator("objectives")
+    @classmethod
+    def _top1(cls, objectives: list[str]) -> list[str]:
+        if "top1" not in objectives or len(set(objectives)) < len(objectives):
+            raise ValueError(f"expected different objectives, top1 among them, got {objectives}")
+        return objectives
+
+
+class Evaluation(Section):
+    """The final figures on the test images."""
+
+    weights: str | None = None
+    """Evaluate these weights in place of the run's own: a folder, a `model.safetensors`, or a `.pth.tar` of the
+    original release."""
+    architecture: str | None = None
+    """Architecture of `weights`, a name such as `vitas_c` or a YAML file; found from the weights if left out."""
+    batch_size: BatchSize = 256
+    """Images of one forward."""
+    throughput_batch: BatchSize = 64
+    """Batch size at which images/s are measured."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+
+    @model_validator(mode="after")
+    def _weights_of(self) -> Evaluation:
+        if self.architecture is not None and self.weights is None:
+            raise ValueError(f"architecture {self.architecture} needs weights: which file holds its weights?")
+        return self
+
+
+class Tracking(Section):
+    """Where the metrics go besides `metrics.jsonl`."""
+
+    wandb: Literal["never", "auto", "online", "offline"] = "never"
+    """`auto` is online when logged in, else offline."""
+    project: str = "vitas"
+    """The wandb project."""
