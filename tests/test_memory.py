@@ -41,7 +41,7 @@ def test_the_estimate_is_what_a_forward_really_keeps():
 
 MEASURE = """
 import resource, sys, torch
-from vitas import recipe, sections
+from vitas import recipe
 from vitas.models.supernet import Supernet
 from vitas.train import memory
 

@@ -58,14 +58,14 @@ class DeviceImages:
     @property
     def in_words(self) -> str:
         """How many images there are, and where."""
-        where = "read ahead from disk" if self.device.type == "cuda" and self.resident is None else "in place"
-        where = where if self.resident is None else f"resident on the device ({self.resident.nbytes / 1e9:.2g} GB)"
+        where = "read ahead from disk" if self.device.type == "cuda" else "in place"
+        if self.resident is not None:
+            where = f"resident on the device ({self.resident.nbytes / 1e9:.2g} GB)"
         return f"{len(self):,} images, {where}"
 
     def cuts(self, start: int, stop: int, batch_size: int) -> list[tuple[int, int]]:
         """First and one past the last image of even batches of at most `batch_size`."""
-        count = -(-(stop - start) // batch_size)
-        return list(pairwise(np.linspace(start, stop, count + 1).round().astype(int).tolist()))
+        return even_parts(start, stop, -(-(stop - start) // batch_size))
 
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [start, stop) as float32 (B, 3, H, W), and labels (B,), cut as `cuts` says."""
@@ -97,6 +97,11 @@ class DeviceImages:
 
     def _read(self, start: int, stop: int) -> Tensor:
         return torch.from_numpy(self.cached.images[self.order[start:stop]])
+
+
+def even_parts(start: int, stop: int, count: int) -> list[tuple[int, int]]:
+    """First and one past the last of `count` parts of [start, stop), whose sizes differ by one at most."""
+    return list(pairwise(np.linspace(start, stop, count + 1).round().astype(int).tolist()))
 
 
 def stratified(labels: np.ndarray) -> np.ndarray:

@@ -102,8 +102,10 @@ def _model(settings: Recipe, stage: str, classes: int) -> tuple[Callable[[], nn.
         largest = space.corner(-1, min(space.patch_size))
         return partial(Supernet, space, classes, **how), (largest,), space.image_size
     known = [registry.find(name) for name in choices(settings).values() if not search_needed(name)]
-    searched = [] if known else [_in_budget(settings, name, classes, 200) for name in settings.every_budget]
-    architecture = max((*known, *(candidate for part in searched for candidate in part)), key=_activations)
+    if not known:
+        skips = settings.skip_probabilities(classes)
+        known = [found for name in skips for found in _in_budget(settings, name, classes, 200, skips[name])]
+    architecture = max(known, key=_activations)
     return partial(VisionTransformer, architecture, classes), (), architecture.image_size
 
 
@@ -145,13 +147,13 @@ def _search(settings: Recipe, classes: int) -> dict[str, Any]:
             end = name and f"_{name}"
             if space.identity != "none":
                 found[f"skip_probability{end}"] = skips[name]
-            costs = cost.count(_in_budget(settings, name, classes, 1)[0], classes)
+            costs = cost.count(_in_budget(settings, name, classes, 1, skips[name])[0], classes)
             found[f"example_in_budget{end}"] = ", ".join(f"{cost} {value:,}" for cost, value in costs.items())
     return found
 
 
-def _in_budget(settings: Recipe, name: str, classes: int, count: int) -> list[Architecture]:
-    space, budget, skip = settings.space, settings.every_budget[name], settings.skip_probabilities(classes)[name]
+def _in_budget(settings: Recipe, name: str, classes: int, count: int, skip: float) -> list[Architecture]:
+    space, budget = settings.space, settings.every_budget[name]
     genomes = evolution.first_generation(space, budget, classes, count, seed=settings.seed, skip=skip)
     return [space.decode(genome) for genome in genomes]
 

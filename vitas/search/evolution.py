@@ -175,8 +175,7 @@ def _scored(
     entries = {entry["key"]: entry | {"fidelity": 0.0, "images": 0} for entry in costs(list(candidates.values()))}
     # What is outside a measured window is not worth a look.
     alive = {
-        search: [entry for entry in (entries[candidate.key] for candidate in part) if inside(entry, search.budget)]
-        for search, part in asked.items()
+        search: inside([entries[candidate.key] for candidate in part], search.budget) for search, part in asked.items()
     }
     for number, part in enumerate(fidelity):
         if number:
@@ -187,9 +186,10 @@ def _scored(
     return entries
 
 
-def inside(entry: Entry, budget: Budget) -> bool:
-    """Whether the costs of an entry lie in all windows of a budget."""
-    return bool(budget.allows(_costs([entry]))[0])
+def inside(entries: Sequence[Entry], budget: Budget) -> list[Entry]:
+    """The entries whose costs lie in all windows of a budget."""
+    allowed = budget.allows(_costs(entries)) if entries else ()
+    return [entry for entry, fits in zip(entries, allowed, strict=True) if fits]
 
 
 def front(entries: Sequence[Entry], budget: Budget, objectives: Sequence[str]) -> list[Entry]:
@@ -198,7 +198,7 @@ def front(entries: Sequence[Entry], budget: Budget, objectives: Sequence[str]) -
     The best top-1 first.
     """
     unique = {entry["key"]: entry for entry in entries if entry["fidelity"] == 1}
-    lawful = [entry for entry in unique.values() if inside(entry, budget)]
+    lawful = inside(list(unique.values()), budget)
     if not lawful:
         return []
     chosen: Any = NonDominatedSorting().do(_losses(lawful, objectives), only_non_dominated_front=True)

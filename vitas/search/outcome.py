@@ -41,9 +41,10 @@ def _confirmed(
     while best := front(rest, budget, objectives):
         again = [candidates.costs_again(Architecture.model_validate(entry["architecture"])) for entry in best]
         both = list(zip(best, again, strict=True))
-        outside = {entry["key"] for entry, costs in both if not inside(entry | costs, budget)}
-        if not outside:
+        kept = inside([entry | costs for entry, costs in both], budget)
+        if len(kept) == len(best):
             return [entry | {f"{cost}_again": value for cost, value in costs.items()} for entry, costs in both]
+        outside = {entry["key"] for entry in best} - {entry["key"] for entry in kept}
         rest = [entry for entry in rest if entry["key"] not in outside]
     windows = budget.windows(MEASURED)
     asked = ", ".join(f"{cost} [{low:.4g}, {high:.4g}]" for cost, (low, high) in windows.items())

@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
-from itertools import islice, pairwise
+from itertools import islice
 from threading import Barrier
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitas.data.device import DeviceImages
+from vitas.data.device import DeviceImages, even_parts
 from vitas.models.fast import fast
 from vitas.models.supernet import Supernet
 from vitas.spaces.architecture import Architecture
@@ -95,8 +94,7 @@ def _autocast(device: torch.device, precision: str) -> Any:
 
 def slices(images: int) -> list[tuple[int, int]]:
     """The slices of so many images: first and one past the last image of each."""
-    count = min(MOST_SLICES, -(-images // SLICE))
-    return list(pairwise(np.linspace(0, images, count + 1).round().astype(int).tolist()))
+    return even_parts(0, images, min(MOST_SLICES, -(-images // SLICE)))
 
 
 class Scorer:
