@@ -53,6 +53,13 @@ class Ranks:
         return self.log.read_text()
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
 def config(name: str, count: int = 2) -> list[str]:
     """The launcher's options for one of the shipped backends."""
     return ["--config_file", str(ROOT / "launch" / "accelerate" / f"{name}.yaml"), "--num_processes", str(count)]

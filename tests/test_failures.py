@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from conftest import QUICKSTART, launch
-from ranks import Ranks, config, recipe, train
+from ranks import Ranks, config, recipe, train, wait_for
 from safetensors.torch import load_file
 from toy import ARCHITECTURE, toy_training
 
@@ -72,13 +72,6 @@ def test_a_rank_killed_at_any_moment_leaves_a_run_that_goes_on_to_the_same_weigh
 
 def newest(supernet: Path) -> int:
     return max((int(path.name.removeprefix("step_")) for path in supernet.glob("step_*")), default=0)
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def test_a_dead_rank_ends_the_launched_job_within_a_minute(tmp_path):

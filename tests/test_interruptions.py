@@ -5,14 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import QUICKSTART, SHORT
-from ranks import Ranks, config, recipe, train
+from ranks import Ranks, config, recipe, train, wait_for
 from safetensors.torch import load_file
 from timm.scheduler import CosineLRScheduler
 from toy import Toy, toy_images, toy_training
@@ -24,13 +23,6 @@ pytestmark = pytest.mark.launch
 SUPERNET = ["stages=[supernet]", "supernet.epochs=9", "supernet.warmup_epochs=1", "supernet.checkpoint_every=3"]
 
 
-def wait_for(condition, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def lines(folder: Path, stage: str) -> list[dict]:
     found = read_lines(folder / "runs" / "quickstart" / "metrics.jsonl")
     return [line for line in found if line["stage"] == stage]
@@ -38,7 +30,7 @@ def lines(folder: Path, stage: str) -> list[dict]:
 
 def test_a_second_process_on_a_run_is_told_who_is_at_work_and_a_dead_one_holds_nothing(tmp_path):
     first = Ranks(recipe, str(QUICKSTART), *SUPERNET, "supernet.epochs=100", options=[], cwd=tmp_path)
-    wait_for(lambda: lines(tmp_path, "supernet"))
+    wait_for(lambda: lines(tmp_path, "supernet"), 90)
     second = train(QUICKSTART, *SUPERNET, options=config("ddp"), cwd=tmp_path, check=False)
     assert second.codes == [2, 2]
     assert re.fullmatch(
@@ -49,7 +41,7 @@ def test_a_second_process_on_a_run_is_told_who_is_at_work_and_a_dead_one_holds_n
     assert first.running()
     first.processes[0].kill()
     first.wait()
-    wait_for(lambda: not first.running())
+    wait_for(lambda: not first.running(), 90)
     third = train(QUICKSTART, *SUPERNET, "supernet.epochs=9", options=[], cwd=tmp_path, check=False)
     assert third.codes == [0], third.text()
     steps = [line["step"] for line in lines(tmp_path, "supernet")]
@@ -65,7 +57,9 @@ def test_ctrl_c_saves_says_so_and_shows_no_traceback(tmp_path, stage, words):
         command = [sys.executable, str(QUICKSTART), *SHORT, "evolve.generations=30"]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     run = tmp_path / "runs" / "quickstart"
-    wait_for(lambda: lines(tmp_path, "supernet") if stage == "supernet" else [*run.glob("supernet/scores/*/*-0.jsonl")])
+    wait_for(
+        lambda: lines(tmp_path, "supernet") if stage == "supernet" else [*run.glob("supernet/scores/*/*-0.jsonl")], 90
+    )
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's workers too
     assert process.wait(60) == 130
     text = (tmp_path / "log").read_text()
@@ -81,7 +75,7 @@ def test_ctrl_c_under_the_launcher_saves_and_shows_no_traceback(tmp_path, option
         command = [str(Path(sys.executable).with_name("accelerate")), "launch", *options, str(QUICKSTART), *SUPERNET]
         command += ["supernet.epochs=300", "supernet.checkpoint_every=100000"]
         launcher = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    wait_for(lambda: lines(tmp_path, "supernet") or launcher.poll() is not None)
+    wait_for(lambda: lines(tmp_path, "supernet") or launcher.poll() is not None, 90)
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(60) != 0
     wait_for(lambda: "stopped and saved after step" in (tmp_path / "log").read_text(), 60)
@@ -166,7 +160,7 @@ def impatient(*arguments) -> int:
 def test_ranks_do_not_wait_for_one_that_hangs_or_has_died(tmp_path, backend, sign):
     changes = {"epochs": 100_000, "checkpoint_every": 100}
     ranks = Ranks(impatient, str(tmp_path), changes, [], options=config(backend), cwd=tmp_path)
-    wait_for(lambda: checkpoint._checkpoints(tmp_path / "retrain") or not ranks.running())
+    wait_for(lambda: checkpoint._checkpoints(tmp_path / "retrain") or not ranks.running(), 90)
     os.kill(ranks.processes[1].pid, sign)
     ranks.processes[0].join(30)
     code = ranks.processes[0].exitcode
