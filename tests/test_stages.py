@@ -10,6 +10,7 @@ from test_data import folder_of_jpegs
 from vitas import recipe
 from vitas.config import UserError
 from vitas.runs import stages
+from vitas.runs.claims import differences
 
 
 def run(folder, *overrides: str) -> None:
@@ -80,3 +81,10 @@ def test_a_retraining_from_another_supernet_is_not_taken_for_this_one(folder):
     run(folder, *of_it, "stages=[supernet]", "supernet.lr=0.001")
     with pytest.raises(UserError, match=r"twice/retrain: made with supernet: \w+, and the recipe now says \w+"):
         run(folder, *of_it, "stages=[retrain]", "supernet.lr=0.001")
+
+
+def test_how_a_training_runs_may_change_and_how_costs_are_measured_may_not():
+    before = {"retrain": {"compile": False, "lr": 1.0}, "measured": {"compile": False}}
+    assert differences(before, {"retrain": {"compile": True, "lr": 1.0}, "measured": {"compile": False}}) == []
+    (found,) = differences(before, {"retrain": {"lr": 1.0}, "measured": {"compile": True}})
+    assert found == ("measured.compile", False, True)

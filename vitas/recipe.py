@@ -84,8 +84,8 @@ class Recipe(Section):
                 f"evolve.population: expected at least {least}, two for each budget, got {self.evolve.population}"
             )
         for name, budget in self.budgets.items():
-            for key in ("throughput_batch", "precision", "compile"):
-                if getattr(budget, key) != getattr(self.budget, key):
+            for key, value in budget.deployment.items():
+                if value != self.budget.deployment[key]:
                     raise ValueError(f"budgets.{name}.{key}: costs are measured once for all budgets: set budget.{key}")
         return self
 

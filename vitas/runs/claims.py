@@ -10,6 +10,7 @@ import yaml
 
 from vitas.config import UserError, read_yaml
 from vitas.files import write_atomically
+from vitas.sections import Retraining, SupernetTraining
 
 HOW = {
     "checkpoint_every",
@@ -25,6 +26,10 @@ HOW = {
 }
 """Settings of a training that do not decide its outcome: where, how fast and how safely it runs, and the names of what
 stands beside them in full."""
+
+
+TRAININGS = (SupernetTraining.section, Retraining.section)
+"""The sections that `HOW` is about."""
 
 
 def made_with(folder: Path) -> dict[str, Any]:
@@ -57,14 +62,19 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Keys whose values differ, with both values."""
     old, new = _flat(before), _flat(now)
-    keys = [key for key in dict.fromkeys((*new, *old)) if key.rpartition(".")[2] not in HOW]
-    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+    keys = dict.fromkeys((*new, *old))
+    return [(key, old.get(key), new.get(key)) for key in keys if _decides(key) and old.get(key) != new.get(key)]
 
 
 def missing_or_other(before: dict[str, Any], needed: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """`differences` in what is needed alone."""
     keys = _flat(needed)
     return [difference for difference in differences(before, needed) if difference[0] in keys]
+
+
+def _decides(key: str) -> bool:
+    section, _, setting = key.rpartition(".")
+    return section not in TRAININGS or setting not in HOW
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

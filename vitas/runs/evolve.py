@@ -149,6 +149,8 @@ def _candidates(run: Run, supernet: TrainedSupernet, images: Cached, on_progress
     writer = f"{recipe.name}-{place}-{accelerator.process_index}"
     scored_with = {
         "supernet": supernet.checksum,
+        "sharing": supernet.sharing,
+        "attention": supernet.attention,
         "images": images.digest,
         "mean": recipe.data.mean,
         "std": recipe.data.std,

@@ -56,7 +56,7 @@ class Budget(Section):
     @property
     def deployment(self) -> dict[str, Any]:
         """How costs are measured."""
-        return {"throughput_batch": self.throughput_batch, "precision": self.precision, "compiled": self.compile}
+        return {"throughput_batch": self.throughput_batch, "precision": self.precision, "compile": self.compile}
 
     def violations(self, costs: Mapping[str, np.ndarray]) -> np.ndarray:
         """(N, windows) How far each cost lies outside its window, relative to the upper end; <= 0 is inside.
