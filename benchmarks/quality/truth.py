@@ -47,6 +47,7 @@ from vitas.spaces.cost import count
 
 HERE = Path(__file__).parent
 LINES, TABLE = HERE / "truth.jsonl", HERE / "truth.json"
+ARCHITECTURES = 64
 UNIFORM_DEPTHS, UNIFORM_FINALISTS = (2, 3, 4, 6), 4
 RESAMPLES = 1000
 
@@ -132,7 +133,7 @@ def test(model: VisionTransformer, data: Images) -> dict[str, float]:
     return {"top1": 100 * hits / len(data.labels), "loss": loss / len(data.labels)}
 
 
-def random_nets(settings: Recipe, size: int) -> list[Net]:
+def random_nets(settings: Recipe, size: int = ARCHITECTURES) -> list[Net]:
     skip = settings.skip_probabilities(CLASSES)[""]
     genomes = first_generation(settings.space, settings.budget, CLASSES, size, seed=settings.seed, skip=skip)
     return [Net("random", settings.space.decode(genome)) for genome in genomes]
@@ -327,7 +328,7 @@ def summarise(settings: Recipe, key: str, nets: list[Net]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--architectures", type=int, default=64)
+    parser.add_argument("--architectures", type=int, default=ARCHITECTURES)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--summarise", action="store_true", help="train nothing")
     given = parser.parse_args()
