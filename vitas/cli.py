@@ -1,4 +1,4 @@
-"""The command line: vitas run | check | recipes | describe | import.
+"""The command line: vitas run | check | rank | recipes | describe | import.
 
 What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
 """
@@ -66,6 +66,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     check.add_argument("--schema", action="store_true", help="print the JSON Schema of recipe files, for editors")
 
+    rank = command("rank", _rank, "find out whether a supernet ranks architectures as training each of them alone does")
+    rank.add_argument("recipe", metavar="RUN|RECIPE", help="the folder of a run with a trained supernet, or a recipe")
+    rank.add_argument("--sample", metavar="N", help="architectures that are trained, of each budget (rank.sample)")
+    rank.add_argument("--seeds", metavar="N", help="trainings of each (rank.seeds)")
+    rank.add_argument("--epochs", metavar="N", help="epochs of a training (rank.epochs)")
+
     recipes = command("recipes", _recipes, "list the recipes that come with vitas, or print one")
     recipes.add_argument("name", metavar="NAME", nargs="?", help="print this one: vitas recipes search_1G > mine.yaml")
     recipes.add_argument("--folder", action="store_true", help="print the folder that holds recipes/ and launch/")
@@ -81,7 +87,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     importing.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the model")
     importing.add_argument("--config", metavar="NET.json", help="its model config, if it is not a published network")
 
-    for takes_settings in (run, check):
+    for takes_settings in (run, check, rank):
         takes_settings.add_argument(
             "overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's: supernet.epochs=10"
         )
@@ -139,6 +145,17 @@ def _run(options: argparse.Namespace) -> None:
     from vitas.runs import stages
 
     stages.run(settings)
+
+
+def _rank(options: argparse.Namespace) -> None:
+    given = [f"rank.{name}={value}" for name in ("sample", "seeds", "epochs") if (value := getattr(options, name))]
+    folder = expanded(options.recipe)
+    if folder.is_dir() and (folder / "recipe.yaml").is_file():  # where it is now, not where it was made
+        place = folder.resolve()
+        given += [f"name={json.dumps(place.name)}", f"output={json.dumps(str(place.parent))}"]
+        options.recipe = str(folder / "recipe.yaml")
+    options.overrides = ["stages=[rank]", *given, *options.overrides]
+    _run(options)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -18,12 +18,12 @@ from pydantic import (
 from vitas import shipped
 from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse, reading_yaml
 from vitas.files import expanded
-from vitas.sections import NAME, Data, Evaluation, Evolution, Retraining, SupernetTraining, Tracking
+from vitas.sections import NAME, Data, Evaluation, Evolution, Ranking, Retraining, SupernetTraining, Tracking
 from vitas.spaces.budget import Budget, calibrate_skip
 from vitas.spaces.cost import MEASURED
 from vitas.spaces.space import SearchSpace
 
-Stage = Literal["supernet", "evolve", "retrain", "baseline", "evaluate"]
+Stage = Literal["supernet", "evolve", "rank", "retrain", "baseline", "evaluate"]
 
 FILES = ("data.train", "data.test")
 """Keys whose values are files, and may be patterns."""
@@ -52,6 +52,8 @@ class Recipe(Section):
     """Several budgets of one search, by name: each finds a best architecture. What one leaves out is as in `budget`."""
     evolve: Evolution = Evolution()
     """The search."""
+    rank: Ranking = Ranking()
+    """How the supernet is compared with trainings of single architectures."""
     retrain: Retraining = Retraining()
     """Training of the found architectures, and of the uniform ViTs of stage `baseline`."""
     evaluate: Evaluation = Evaluation()
@@ -112,6 +114,14 @@ class Recipe(Section):
         if self.supernet.skip is not None:
             return dict.fromkeys(self.every_budget, self.supernet.skip)
         return {name: calibrate_skip(self.space, budget, num_classes) for name, budget in self.every_budget.items()}
+
+    @property
+    def ranking_schedule(self) -> Retraining:
+        """The schedule of the trainings of stage `rank`: that of `retrain`, shortened, from new weights."""
+        whole = self.retrain
+        epochs = self.rank.epochs or whole.epochs / 4
+        warmup = whole.warmup_epochs * epochs / whole.epochs
+        return whole.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "init": "scratch"})
 
     @property
     def folder(self) -> Path:

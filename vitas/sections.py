@@ -257,7 +257,7 @@ class Evolution(Section):
     @field_validator("name")
     @classmethod
     def _free(cls, name: str) -> str:
-        if name in (taken := ("supernet", "retrain", "baseline", "cache", "wandb")):
+        if name in (taken := ("supernet", "rank", "retrain", "baseline", "cache", "wandb")):
             raise ValueError(f"expected another name than {', '.join(taken)}, got {name}")
         return name
 
@@ -274,6 +274,17 @@ class Evolution(Section):
         if "top1" not in objectives or len(set(objectives)) < len(objectives):
             raise ValueError(f"expected different objectives, top1 among them, got {objectives}")
         return objectives
+
+
+class Ranking(Section):
+    """Whether the supernet's scores rank architectures as training each of them alone does."""
+
+    sample: Annotated[int, Field(ge=3, le=1000)] = 20
+    """Architectures of each budget that are trained."""
+    seeds: Annotated[int, Field(ge=1, le=16)] = 2
+    """Trainings of each. What differs between seeds is noise that no ranking can foresee."""
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Epochs of a training, otherwise one of `retrain`, with its warm-up in proportion; left out, a quarter of its."""
 
 
 class Evaluation(Section):

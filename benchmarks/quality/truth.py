@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterable
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +39,7 @@ from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe
 from vitas.runs.claims import HOW
 from vitas.search.evolution import first_generation
+from vitas.search.ranking import attainable, ceiling
 from vitas.sections import Training
 from vitas.spaces.architecture import Architecture, Block
 from vitas.spaces.cost import count
@@ -209,33 +208,6 @@ def finalists(nets: list[Net], done: dict[tuple[str, int], dict[str, Any]]) -> l
     uniform = [net for net in nets if net.kind == "uniform" and (net.architecture.key, 0) in done]
     uniform.sort(key=lambda net: -done[net.architecture.key, 0]["top1"])
     return [net for net in nets if net.kind == "random"] + uniform[:UNIFORM_FINALISTS]
-
-
-def lengthened(tau: float, times: float) -> float:
-    """Kendall's tau between two rankings, if each were the mean of `times` as many seeds (Spearman-Brown).
-
-    The formula is one of Pearson's r; tau and r of normal variables are one function of each other (Greiner).
-    """
-    r = math.sin(math.pi / 2 * tau)
-    return 2 / math.pi * math.asin(times * r / (1 + (times - 1) * r))
-
-
-def attainable(tau: float) -> float:
-    """The tau that the true ranking has with a table, if two such tables have `tau` with each other."""
-    return 2 / math.pi * math.asin(math.sqrt(max(0.0, math.sin(math.pi / 2 * tau))))
-
-
-def ceiling(top1: np.ndarray) -> float:
-    """Of (architectures, seeds): tau of the table with another one like it, from the halves of its seeds."""
-    seeds = top1.shape[1]
-    half = seeds // 2
-    taus = [
-        kendalltau(top1[:, list(left)].mean(1), top1[:, list(right)].mean(1)).statistic
-        for left in combinations(range(seeds), half)
-        for right in combinations(sorted(set(range(seeds)) - set(left)), half)
-        if left < right
-    ]
-    return lengthened(float(np.mean(taus)), seeds / half)
 
 
 def summarise(settings: Recipe, key: str, nets: list[Net]) -> dict[str, Any]:

@@ -21,6 +21,15 @@ HEADINGS = {
 }
 
 
+RANKINGS = {
+    "supernet": "supernet, by top-1",
+    "supernet_loss": "supernet, by loss",
+    "macs": "multiply-adds",
+    "params": "parameters",
+    "dss": "DSS (nothing trained)",
+}
+
+
 def table(rows: dict[str, dict[str, Any]], images: int) -> str:
     """The final figures as text, a line for each model; below them what shape each has."""
     width = max(12, *(len(name) + 1 for name in rows))
@@ -50,6 +59,29 @@ def front_table(front: Sequence[dict[str, Any]], *, images: int) -> str:
     if len(front) > MOST_ROWS:
         lines.append(f"... {len(front)} in all, in front.json")
     return "\n".join([*lines, f"scored in the supernet, on {images:,} images"])
+
+
+def ranking_table(found: dict[str, Any]) -> str:
+    """One budget's table of stage `rank` as text, a line for each way to rank, and what follows from it."""
+    rows = found["architectures"]
+    named = f" of budget {found['budget']}" if found["budget"] else ""
+    lines = [f"{'ranked by':<24}{'tau':>6}{'95 %':>16}{'rho':>8}{'95 %':>16}{'regret':>9}"]
+    for name, row in found["rankings"].items():
+        tau, rho = (f"{row[part][0]:.2f} to {row[part][1]:.2f}" for part in ("tau_interval", "rho_interval"))
+        lines.append(f"{RANKINGS[name]:<24}{row['tau']:>6.2f}{tau:>16}{row['rho']:>8.2f}{rho:>16}{row['regret']:>9.2f}")
+    seeds = len(rows[0]["top1"])
+    lines.append(
+        f"against the top-1 of {len(rows)} architectures{named}, each trained alone with {seeds} seed(s); "
+        "regret in points of it"
+    )
+    if found["ceiling"] is None:
+        lines.append("one seed does not tell how much of this is noise")
+    else:
+        lines.append(
+            f"seeds of one architecture differ by {found['seed_deviation']:.2f} points (standard deviation): "
+            f"the true ranking would have a tau of {found['ceiling']:.2f}"
+        )
+    return "\n".join([*lines, found["verdict"]])
 
 
 def _shown(name: str, value: float) -> str:

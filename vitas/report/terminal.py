@@ -16,4 +16,4 @@ def say(text: str) -> None:
 def progress(stage: str, total: int, unit: str, *, show: bool, initial: int = 0) -> Any:
     """A progress bar with the time left; in a log file a line now and then."""
     seconds = 0.2 if sys.stderr.isatty() else 15
-    return tqdm(desc=stage, total=total, initial=initial, unit=unit, disable=not show, mininterval=seconds)
+    return tqdm(desc=stage, total=total, initial=initial, unit=unit, disable=not show, mininterval=seconds, miniters=0)

@@ -33,6 +33,8 @@ BEST, SCORED = "best_top1", "scored"
 
 MODEL, INPUTS = "model", "inputs"
 
+TAU, RHO, REGRET, CEILING = "tau", "rho", "regret", "ceiling"
+
 PATIENCE = 5
 """Seconds that the wandb server has to answer before a run goes on without it."""
 
@@ -142,6 +144,19 @@ class Tracker:
             config=recipe.model_dump(mode="json"),
             mode=self.mode,
         )
+
+
+class Untracked:
+    """A tracker of what is not worth a line in the metrics of a run."""
+
+    def log(self, stage: str, step: int, **values: Any) -> None:
+        """Does nothing."""
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Does nothing."""
+
+    def find(self, stage: str, **values: Any) -> None:
+        """Finds nothing."""
 
 
 def wandb_mode(asked: str) -> tuple[str | None, str]:

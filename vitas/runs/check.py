@@ -141,7 +141,7 @@ def _search(settings: Recipe, classes: int) -> dict[str, Any]:
     found: dict[str, Any] = {"architectures": f"{Decimal(space.size):.3e}"}
     for name, (low, high) in cost.reachable(space, classes).items():
         found[f"reachable_{name}"] = f"{low:,} to {high:,}"
-    if {"supernet", "evolve"} & set(settings.stages):
+    if {"supernet", "evolve", "rank"} & set(settings.stages):
         skips = settings.skip_probabilities(classes)
         for name in settings.every_budget:
             end = name and f"_{name}"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from vitas.config import UserError, read_yaml
+from vitas.data.splits import Split
 from vitas.files import write_atomically
 from vitas.sections import Retraining, SupernetTraining
 
@@ -52,6 +53,11 @@ def sign(folder: Path, settings: dict[str, Any]) -> None:
     """Writes the settings that the work in a folder is made with."""
     if made_with(folder) != (settings := plain(settings)):
         write_atomically(folder / "settings.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+
+def images(split: Split) -> dict[str, Any]:
+    """Which images a split holds, as settings: what stays when their files are copied."""
+    return {name: value for name, value in split.key().items() if name in ("source", "rows", "labels", "classes")}
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import statistics
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from vitas.data.decoded import Cached
-from vitas.data.device import stratified
 from vitas.files import write_atomically
-from vitas.models.measured import measure
 from vitas.recipe import Recipe
 from vitas.report import tracking
 from vitas.report.tables import front_table
 from vitas.report.terminal import progress, say
-from vitas.runs import trained
+from vitas.runs import claims, trained
+from vitas.runs.candidates import scored_by
 from vitas.runs.found import best_file
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.search import evolution, outcome
 from vitas.search.candidates import Candidates
 from vitas.search.evolution import Entry
-from vitas.search.scoring import PRECISIONS, Scorer
-from vitas.search.store import Store
-from vitas.search.workers import Workers
 from vitas.spaces.architecture import Architecture
-from vitas.train.memory import explained
 
 
 def evolve(run: Run) -> None:
@@ -39,7 +29,6 @@ def evolve(run: Run) -> None:
     supernet = trained.find(run, "stage evolve")
     on_test = settings.score_on == "test"
     split = run.test if on_test else supernet.held_out
-    images = {name: value for name, value in split.key().items() if name in ("source", "rows", "labels", "classes")}
     windows = {name: budget.windows() for name, budget in recipe.every_budget.items()}
     parts = {
         "budgets": windows if recipe.budgets else {"budget": windows[""]},
@@ -47,7 +36,7 @@ def evolve(run: Run) -> None:
         "evolve": settings.model_dump(exclude={"batch_size", "generations"}),
         # Scores belong to one set of weights and of images: with others this would be another search.
         "supernet": supernet.checksum,
-        "images": images | ({"test": recipe.data.test} if on_test else {}),
+        "images": claims.images(split) | ({"test": recipe.data.test} if on_test else {}),
     }
     folder = run.claim(settings.name, run.settings("space") | parts, named="evolve.name")
     summary = folder / "summary.json"
@@ -94,7 +83,7 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
         here = settings.population * done // max(1, of)
         bar.update(max(0, min(total, len(entries) + here) - bar.n))
 
-    candidates = _candidates(run, supernet, images, show)
+    candidates = scored_by(run, supernet, images, show)
     journal = folder / "candidates.jsonl"
     if not journal.is_file():  # else the search is replayed, and tells what it told before
         run.tracker.rewind(settings.stage, 0)
@@ -127,66 +116,6 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
             write_atomically(folder / "front.json", json.dumps(outcome.in_one(fronts), indent=1))
     bar.close()
     return candidates, entries
-
-
-def _candidates(run: Run, supernet: TrainedSupernet, images: Cached, on_progress: Any) -> Candidates:
-    """The candidates, with what is known of them from all searches of this supernet."""
-    recipe, accelerator = run.recipe, run.accelerator
-    device = accelerator.device
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} of {os.uname().nodename}"
-    net = supernet.load().to(device).eval()
-    scorer = Scorer(
-        net,
-        run.on_device(images, stratified(images.labels)),
-        batch_size=recipe.evolve.batch_size,
-        precision=accelerator.mixed_precision,
-    )
-    folder = supernet.folder if os.access(supernet.folder, os.W_OK) else run.folder / "supernet"
-    if folder != supernet.folder:
-        run.say(f"{supernet.folder}: cannot be written in; scores are kept in {folder}")
-    # A writer is one rank of one run: no two of them are at work at the same time.
-    place = hashlib.sha256(os.fsencode(run.folder.resolve())).hexdigest()[:8]
-    writer = f"{recipe.name}-{place}-{accelerator.process_index}"
-    scored_with = {
-        "supernet": supernet.checksum,
-        "sharing": supernet.sharing,
-        "attention": supernet.attention,
-        "images": images.digest,
-        "mean": recipe.data.mean,
-        "std": recipe.data.std,
-        "precision": accelerator.mixed_precision,
-        "slices": len(scorer.slices),
-    }
-    measured_with = recipe.budget.deployment | {
-        "device": machine,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "classes": run.num_classes,
-    }
-
-    def measure_costs(architecture: Architecture) -> dict[str, float]:
-        with explained(lambda: f"evolve: out of memory when measuring {architecture.model_dump_json()}; "
-                               f"lower budget.throughput_batch from {recipe.budget.throughput_batch}"):  # fmt: skip
-            return measure(
-                net.extract(architecture),
-                architecture.image_size,
-                recipe.measured,
-                batch_size=recipe.budget.throughput_batch,
-                device=device,
-                dtype=PRECISIONS[recipe.budget.precision] or torch.float32,
-                compile=recipe.budget.compile,
-            )
-
-    return Candidates(
-        Workers(accelerator),
-        num_classes=run.num_classes,
-        measure=measure_costs,
-        measured=recipe.measured,
-        costs=Store(folder / "costs", measured_with, writer),
-        scorer=scorer,
-        store=Store(folder / "scores", scored_with, writer),
-        on_progress=on_progress,
-    )
 
 
 def _next(recipe: Recipe, folder: Path) -> str:

@@ -25,14 +25,18 @@ def check(settings: Recipe) -> None:
     stages, supernet = set(settings.stages), settings.supernet_folder / "model.safetensors"
     elsewhere = settings.supernet.trained_in is not None
     no_supernet = (elsewhere or "supernet" not in stages) and not supernet.is_file()
-    if elsewhere and no_supernet and stages & {"supernet", "evolve"}:
+    if elsewhere and no_supernet and stages & {"supernet", "evolve", "rank"}:
         raise UserError(f"supernet.from: {supernet}: No such file or directory: expected a run with a trained supernet")
     if "supernet" in stages:
         _check_augmentation("supernet", settings.supernet, settings)
-    if "evolve" in stages and no_supernet:
-        raise UserError(f"{supernet}: No such file or directory: stage evolve needs a supernet; add stage supernet")
-    if stages & {"retrain", "baseline"}:
+    for stage in ("evolve", "rank"):
+        if stage in stages and no_supernet:
+            raise UserError(
+                f"{supernet}: No such file or directory: stage {stage} needs a supernet; add stage supernet"
+            )
+    if stages & {"rank", "retrain", "baseline"}:
         _check_augmentation("retrain", settings.retrain, settings)
+    if stages & {"retrain", "baseline"}:
         for name in found.choices(settings).values():
             _check_architecture(name, settings)
     if "retrain" in stages and settings.retrain.init == "supernet" and no_supernet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from vitas.files import write_atomically
 from vitas.models.supernet import Supernet
 from vitas.recipe import Recipe, dump
 from vitas.report.terminal import say
-from vitas.report.tracking import Tracker
+from vitas.report.tracking import Tracker, Untracked
 from vitas.runs import claims
 from vitas.sections import MAY_CHANGE
 from vitas.train.stop import StopRequest
@@ -33,7 +34,7 @@ class Run:
 
     recipe: Recipe
     accelerator: Accelerator
-    tracker: Tracker
+    tracker: Tracker | Untracked
     stop: StopRequest
     train: Split
     test: Split
@@ -52,6 +53,12 @@ class Run:
     def skips(self) -> dict[str, float]:
         """For each budget the skip probability: the recipe's, or the one calibrated to it."""
         return self.recipe.skip_probabilities(self.num_classes)
+
+    @property
+    def writer(self) -> str:
+        """A name of this rank of this run, for `Store`: no two of one name are at work at the same time."""
+        place = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:8]
+        return f"{self.recipe.name}-{place}-{self.accelerator.process_index}"
 
     def say(self, text: str) -> None:
         """Prints a line once, not once a rank."""

@@ -1,4 +1,4 @@
-"""A run: its stages in their order, supernet -> evolve -> retrain -> baseline -> evaluate.
+"""A run: its stages in their order, supernet -> evolve -> rank -> retrain -> baseline -> evaluate.
 
 Each stage owns a folder of the run. It starts from files that the stages before it left, so that it can run alone,
 resumes by itself, and does nothing when it is done.
@@ -21,6 +21,7 @@ from vitas.runs.evaluate import evaluate
 from vitas.runs.evolve import evolve
 from vitas.runs.launch import end_launcher_of_ranks, end_launcher_quietly
 from vitas.runs.lock import hold
+from vitas.runs.rank import rank
 from vitas.runs.run import Run
 from vitas.runs.training import baseline, retrain, supernet
 from vitas.train.stop import StopRequest
@@ -43,7 +44,14 @@ def run(settings: Recipe) -> None:
         if accelerator.is_main_process and not file.is_file():  # else it is written when a stage is found to fit
             write_atomically(file, recipe.dump(settings))
         context.say(f"{settings.name}: {stages} on {where}, in {settings.folder}")
-        works = {"supernet": supernet, "evolve": evolve, "retrain": retrain, "baseline": baseline, "evaluate": evaluate}
+        works = {
+            "supernet": supernet,
+            "evolve": evolve,
+            "rank": rank,
+            "retrain": retrain,
+            "baseline": baseline,
+            "evaluate": evaluate,
+        }
         for stage in settings.stages:
             stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
             works[stage](context)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +15,14 @@ from vitas.data import augment, batches, stream
 from vitas.data.splits import Split
 from vitas.models import saved
 from vitas.models.vit import VisionTransformer
+from vitas.report.tracking import Untracked
 from vitas.runs import found, trained
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
-from vitas.sections import Training
+from vitas.sections import Retraining, Training
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
+from vitas.train.alone import alone, one_thread
 from vitas.train.trainer import Trainer
 
 
@@ -77,9 +81,55 @@ def _train_one(run: Run, architecture: Architecture, stage: str, source: Trained
     """Trains one architecture, from the weights of `source` on if there is one."""
     made_with = run.settings("retrain") | {"shape": architecture.model_dump(mode="json")}
     folder = run.claim(stage, made_with | ({"supernet": source.checksum} if source else {}))
-    if (folder / "model.safetensors").is_file():
-        return
+    if not (folder / "model.safetensors").is_file():
+        _train_from(run, architecture, stage, source)
+
+
+def train_alone(
+    run: Run,
+    architecture: Architecture,
+    settings: Retraining,
+    stage: str,
+    *,
+    seed: int,
+    split: Split,
+    on_step: Callable[[int, int], None],
+) -> Path:
+    """Trains one architecture from new weights on this rank alone, whatever the other ranks do meanwhile.
+
+    It goes on from its last checkpoint, and does nothing when it is done. A request to stop ends the process, after
+    the step at work is saved.
+
+    Args:
+        run: The run.
+        architecture: What is trained.
+        settings: The schedule, in place of the recipe's section `retrain`.
+        stage: Folder in the run, which the caller has claimed for just this training.
+        seed: Seed of the weights, the order of the images and their augmentation.
+        split: The training images; with a stream, the caller has counted them (`count_images`).
+        on_step: Told after each step how many of how many are done.
+
+    Returns:
+        The folder, which holds the model then.
+    """
+    folder = run.folder / stage
+    if not (folder / "model.safetensors").is_file():
+        recipe = run.recipe.model_copy(update={"retrain": settings, "seed": seed})
+        by_itself = replace(run, recipe=recipe, accelerator=alone(run.accelerator), tracker=Untracked(), train=split)
+        with one_thread(run.accelerator.device):
+            _train_from(by_itself, architecture, stage, None, on_step)
+    return folder
+
+
+def _train_from(
+    run: Run,
+    architecture: Architecture,
+    stage: str,
+    source: TrainedSupernet | None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> None:
     settings = run.recipe.retrain
+    folder = run.folder / stage
     torch.manual_seed(run.recipe.seed)
     model = VisionTransformer(architecture, run.num_classes, drop_path_rate=settings.drop_path)
     if source:
@@ -90,7 +140,7 @@ def _train_one(run: Run, architecture: Architecture, stage: str, source: Trained
     model.pretrained_cfg |= {"label_names": list(run.train.classes)}
     if run.accelerator.is_main_process:
         saved.save_description(folder, model)
-    _train(run, model, settings, stage, run.train, architecture.image_size, inputs=lambda step: ())
+    _train(run, model, settings, stage, run.train, architecture.image_size, lambda step: (), on_step)
 
 
 def _train(
@@ -101,13 +151,10 @@ def _train(
     split: Split,
     image_size: int,
     inputs: Callable[[int], tuple[Any, ...]],
+    on_step: Callable[[int, int], None] | None = None,
 ) -> None:
     source = run.recipe.data
-    size = run.main_first(
-        lambda main: stream.count_images(
-            split, source.examples, run.folder / "cache" / f"{stage.partition('/')[0]}_images.json", write=main
-        )
-    )
+    size = count_images(run, split, stage)
     data = batches.TrainingData(
         split,
         size,
@@ -127,4 +174,11 @@ def _train(
         inputs=inputs,
         tracker=run.tracker,
         stop=run.stop,
+        on_step=on_step,
     ).run()
+
+
+def count_images(run: Run, split: Split, stage: str) -> int:
+    """The number of images of a stage, counted once for all ranks."""
+    file = run.folder / "cache" / f"{stage.partition('/')[0]}_images.json"
+    return run.main_first(lambda main: stream.count_images(split, run.recipe.data.examples, file, write=main))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from timm.data import Mixup
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from vitas.config import RankError, UserError
 from vitas.data.batches import Batch, TrainingData
 from vitas.report.terminal import say
 from vitas.sections import Training
+from vitas.train.alone import gather
 from vitas.train.memory import PRECISIONS
 
 
@@ -54,7 +55,7 @@ class Feed:
 
     def tell_unreadable(self) -> None:
         """Says once, for all ranks, which images could not be read. All ranks call it."""
-        everyone: list[dict[str, str]] = gather_object([self.data.unreadable.reasons])
+        everyone: list[dict[str, str]] = gather(self.accelerator, [self.data.unreadable.reasons])
         for reasons in everyone:
             self.data.unreadable.reasons.update(reasons)
         if self.accelerator.is_main_process:

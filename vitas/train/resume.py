@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from vitas.sections import MAY_CHANGE, Training
 from vitas.train import checkpoint
+from vitas.train.alone import broadcast
 from vitas.train.state import TrainingState
 
 
@@ -31,7 +31,7 @@ def find_last(accelerator: Accelerator, folder: Path, settings: Training) -> Las
     """The last checkpoint that is whole. All ranks call it."""
     # The main process finds it for all, who must not differ in what they take for whole.
     found: list[Path | None] = [checkpoint.latest(folder) if accelerator.is_main_process else None]
-    last = broadcast_object_list(found)[0]
+    last = broadcast(accelerator, found)[0]
     now = {name: getattr(settings, name) for name in MAY_CHANGE}
     if last is None:
         return Last(0, 0, None, {}, {"settings": now, "changes": []})

@@ -23,7 +23,7 @@ from vitas.models.saved import save_weights
 from vitas.report import tracking
 from vitas.report.meter import Meter
 from vitas.report.terminal import progress, say
-from vitas.report.tracking import Tracker
+from vitas.report.tracking import Tracker, Untracked
 from vitas.sections import Training
 from vitas.train import backend, checkpoint, failures, state
 from vitas.train.average import Average
@@ -52,7 +52,7 @@ class Trainer:
     """Trains `model` from step 0, or from its last checkpoint, and leaves `model.safetensors` in `folder`.
 
     Args:
-        accelerator: The one Accelerator of the run.
+        accelerator: The one Accelerator of the run, or what stands in for it (`vitas.train.alone`).
         model: What is trained; called as `model(images, *inputs(step))`.
         settings: Hyperparameters.
         folder: Where checkpoints and the final weights go.
@@ -61,6 +61,7 @@ class Trainer:
         inputs: Further inputs of the model at a step, the same on every rank.
         tracker: Where metrics go.
         stop: Whether to stop early.
+        on_step: Told after each step how many of how many are done, in place of a progress bar and of lines.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class Trainer:
         stage: str,
         data: TrainingData,
         inputs: Callable[[int], tuple[Any, ...]],
-        tracker: Tracker,
+        tracker: Tracker | Untracked,
         stop: StopRequest,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -84,6 +86,8 @@ class Trainer:
         self.inputs = inputs
         self.tracker = tracker
         self.stop = stop
+        self.on_step = on_step
+        self.shows = accelerator.is_main_process and on_step is None
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.feed = Feed(accelerator, data, settings)
@@ -144,8 +148,7 @@ class Trainer:
         meter = Meter(self.last.step, plan.batch_size)
         self.saved_at = time.monotonic()
         self.model.train()
-        show = self.accelerator.is_main_process
-        with progress(self.stage, plan.stop, "step", show=show, initial=self.last.step) as bar:
+        with progress(self.stage, plan.stop, "step", show=self.shows, initial=self.last.step) as bar:
             for step in range(self.last.step, plan.stop):
                 self.schedule.step_update(step)
                 with explained(partial(self._out_of_memory, step)):
@@ -164,7 +167,9 @@ class Trainer:
                     told = {"loss": f"{outcome.loss:.3f}", "lr": f"{lr:.1e}"}
                     bar.set_postfix(told | {"images/s": f"{values[tracking.IMAGES_PER_SECOND]:.0f}"}, refresh=False)
                 bar.update()
-                if done == min(self.steps_per_epoch, plan.stop):
+                if self.on_step:
+                    self.on_step(done, plan.stop)
+                if done == min(self.steps_per_epoch, plan.stop) and not self.on_step:
                     self.feed.tell_unreadable()
                 if outcome.stop or (self._is_due(done, outcome) and math.isfinite(outcome.loss)):
                     self._save(done)
@@ -207,10 +212,11 @@ class Trainer:
                         self._leave_out(step)
                         return outcome
                 self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients and self.settings.clip_grad:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                if self.accelerator.sync_gradients:
+                    if self.settings.clip_grad:
+                        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
         self.left_out_in_a_row = 0
         if self.average:
             self.average.update(self.model, step)
@@ -249,5 +255,5 @@ class Trainer:
         return failures.out_of_memory(self.stage, step, self._what(step), self.plan, self.settings)
 
     def _say(self, text: str) -> None:
-        if self.accelerator.is_main_process:
+        if self.shows:
             say(text)

@@ -1,0 +1,284 @@
+"""The stage `rank`: does the supernet's score rank architectures as training each of them alone does?"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Set
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from accelerate.utils import gather_object
+
+from vitas.config import RankError, UserError
+from vitas.data.device import DeviceImages, even_parts
+from vitas.data.plan import make_plan
+from vitas.files import write_atomically
+from vitas.models import saved
+from vitas.report import tracking
+from vitas.report.tables import ranking_table
+from vitas.report.terminal import progress, say
+from vitas.runs import claims, trained
+from vitas.runs.candidates import scored_by
+from vitas.runs.run import Run
+from vitas.runs.training import count_images, train_alone
+from vitas.search import evolution, ranking, zero_cost
+from vitas.search.candidates import Candidates
+from vitas.search.evolution import Entry
+from vitas.search.scoring import tally
+from vitas.search.store import Line, Store
+from vitas.sections import Retraining
+from vitas.spaces import cost
+from vitas.spaces.architecture import Architecture
+from vitas.spaces.budget import Budget
+from vitas.train.alone import one_thread
+
+POOL = 10
+"""Architectures that are scored, for each that is trained."""
+FIRST_SEED = 2**32
+"""Seed of the pool of a recipe with seed 0: that of no search."""
+FEWEST = 3
+"""Architectures that can be ranked."""
+
+
+class Job(NamedTuple):
+    """A training of an architecture."""
+
+    architecture: Architecture
+    number: int
+    """How many seeds of it come before."""
+
+    @property
+    def name(self) -> tuple[str, int]:
+        """Key and number."""
+        return self.architecture.key, self.number
+
+
+def rank(run: Run) -> None:
+    """Scores a pool of each budget, trains a sample of it; leaves `ranking.json` and `ranking.png`, prints a table."""
+    recipe, main = run.recipe, run.accelerator.is_main_process
+    supernet = trained.find(run, "stage rank")
+    run.stop.words = "rank: stopped; what is done is saved, and the same command goes on"
+    schedule, seeds = recipe.ranking_schedule, range(recipe.rank.seeds)
+    holdout = run.cached(supernet.held_out, "holdout", recipe.space.image_size)
+    test = run.cached(run.test, "test", recipe.space.image_size)
+    told = _in_words(run, schedule, len(test.labels))
+    run.say(f"rank: {told}")
+    trainings = _Trainings(run, schedule, run.on_device(test), test.digest)
+    with progress(
+        "rank: scores", POOL * recipe.rank.sample * len(recipe.every_budget), "architecture", show=main
+    ) as bar:
+
+        def show(done: int, of: int) -> None:
+            if run.stop:
+                run.stop.leave()  # every score so far is in the store
+            bar.update((bar.total * done // of if of else bar.total) - bar.n if pooled else 0)
+
+        pooled: list[Entry] = []
+        candidates = scored_by(run, supernet, holdout, show)
+        pools = _pools(run, candidates)
+        pooled += [entry for pool in pools.values() for entry in pool]
+        every = {entry["key"]: Architecture.model_validate(entry["architecture"]) for entry in pooled}
+        scores = dict(zip(every, candidates.score(list(every.values()), 1.0), strict=True))
+    sampled = {
+        name: spread([entry | scores[entry["key"]] for entry in pool], recipe.rank.sample, trainings.trained)
+        for name, pool in pools.items()
+    }
+    chosen = {entry["key"]: every[entry["key"]] for entries in sampled.values() for entry in entries}
+    known = trainings.do(candidates, [Job(architecture, seed) for architecture in chosen.values() for seed in seeds])
+    if main:
+        tables = [
+            {"budget": name or None, **_compared(entries, known, seeds, recipe.seed)}
+            for name, entries in sampled.items()
+        ]
+        _tell(run, tables, {"schedule": told, "epochs": schedule.epochs, "supernet": supernet.checksum})
+    run.accelerator.wait_for_everyone()
+
+
+def spread(pool: list[Entry], count: int, trained: Set[str]) -> list[Entry]:
+    """`count` entries of a pool, spread evenly over the ranks of their scores, the best and the worst among them.
+
+    The pool is cut into parts by score; of each one is taken, that nearest to the middle which is in `trained`, so
+    that a larger sample or another supernet has little to train anew, or else the middle one.
+    """
+    ranked = sorted(pool, key=lambda entry: (-entry["top1"], entry["loss"], entry["key"]))
+    found = []
+    for start, stop in even_parts(0, len(ranked), min(count, len(ranked))):
+        middle = (start + stop) // 2
+        known = [at for at in range(start, stop) if ranked[at]["key"] in trained]
+        found.append(ranked[min(known, key=lambda at: abs(at - middle), default=middle)])
+    return [ranked[0], *found[1:-1], ranked[-1]]
+
+
+def _in_words(run: Run, schedule: Retraining, test_images: int) -> str:
+    settings, budgets = run.recipe.rank, len(run.recipe.every_budget)
+    images = count_images(run, run.train, "rank")
+    plan, _ = make_plan(schedule, images, schedule.section, 1)
+    return (
+        f"{settings.sample} architectures{f' of each of {budgets} budgets' if budgets > 1 else ''}, each trained alone "
+        f"with {settings.seeds} seed{'s' * (settings.seeds > 1)}: {schedule.epochs:g} epochs of {images:,} images, "
+        f"{plan.stop:,} steps of {plan.batch_size}, lr {schedule.lr:g}; tested on {test_images:,} images"
+    )
+
+
+def _pools(run: Run, candidates: Candidates) -> dict[str, list[Entry]]:
+    """Of each budget different random architectures inside it, with their costs. All ranks call it."""
+    recipe = run.recipe
+    skips = run.skips
+    return {
+        name: _pool(run, candidates, budget, name, FIRST_SEED + recipe.seed + number, skips[name])
+        for number, (name, budget) in enumerate(recipe.every_budget.items())
+    }
+
+
+def _pool(run: Run, candidates: Candidates, budget: Budget, name: str, seed: int, skip: float) -> list[Entry]:
+    space, size = run.recipe.space, POOL * run.recipe.rank.sample
+    genomes = evolution.random_genomes(space, budget, run.num_classes, seed=seed, skip=skip)
+    pool: list[Entry] = []
+    for _ in range(POOL):  # measured windows may leave out many
+        drawn = [space.decode(genome) for genome in islice(genomes, size - len(pool))]
+        pool += evolution.inside(candidates.costs(drawn), budget)
+    if len(pool) < FEWEST:
+        where = f"budgets.{name}" if name else "budget"
+        raise UserError(f"{where}: {len(pool)} architectures were found inside it; stage rank needs {FEWEST}")
+    return pool
+
+
+class _Trainings:
+    """Trainings of single architectures, each on one rank; what is done once is never done again.
+
+    Args:
+        run: The run.
+        schedule: Of each of them.
+        test: The test images.
+        digest: A name of the test images.
+    """
+
+    def __init__(self, run: Run, schedule: Retraining, test: DeviceImages, digest: str) -> None:
+        self.run, self.schedule, self.test = run, schedule, test
+        self.known: dict[tuple[str, int], Line] = {}
+        made_from = replace(run, recipe=run.recipe.model_copy(update={"retrain": schedule})).settings("retrain")
+        made_from |= {
+            "train": claims.images(run.train),
+            "test": digest,
+            "precision": run.accelerator.mixed_precision,
+            "device": run.accelerator.device.type,
+        }
+        self.folder = run.folder / "rank"
+        if run.accelerator.is_main_process:
+            if claims.made_with(self.folder) != claims.plain(made_from):
+                self._remove()  # begun with other settings
+            claims.sign(self.folder, made_from)
+        self.store = Store(self.folder / "trainings", made_from, run.writer)
+        if run.accelerator.is_main_process:
+            for line in self.store.read(_is_sound):
+                self.known.setdefault((line["key"], line["number"]), line)
+
+    @property
+    def trained(self) -> Set[str]:
+        """Keys of the architectures that were trained before."""
+        return {key for key, _ in self.known}
+
+    def do(self, candidates: Candidates, wanted: list[Job]) -> dict[tuple[str, int], Line]:
+        """The lines of all trainings, on the main rank. All ranks call it; the main one's jobs count."""
+        run, main = self.run, self.run.accelerator.is_main_process
+        # The costliest first, so that the last ones are short and all ranks end together.
+        wanted = sorted(wanted, key=lambda job: (-cost.count(job.architecture, run.num_classes)["macs"], job.name))
+        queue = [job for job in wanted if job.name not in self.known]
+        bar = progress("rank", len(wanted), "training", show=main, initial=len(wanted) - len(queue))
+
+        def show(done: int, of: int) -> None:
+            if run.stop:
+                run.stop.leave()
+            bar.update(max(0, len(wanted) - of + done - bar.n) if main else 0)
+
+        def at(step: int, of: int) -> None:
+            bar.set_postfix(step=f"{step}/{of}", refresh=False)
+            bar.update(0)
+
+        for line in candidates.workers.do(queue, lambda job: self._train(job, at), show):
+            self.known[line["key"], line["number"]] = line
+        bar.close()
+        everyone: list[dict[str, str]] = gather_object([run.train.unreadable.reasons])
+        for reasons in everyone:
+            run.train.unreadable.reasons.update(reasons)
+        if main:
+            run.train.unreadable.tell(say)
+            self._remove()  # what nobody asks for any more
+        return self.known
+
+    def _train(self, job: Job, at: Any) -> Line:
+        """Trains, tests, and notes it, on this rank alone."""
+        run, began = self.run, time.perf_counter()
+        architecture, number = job
+        stage = f"rank/{architecture.key}-{number}"
+        seed = run.recipe.seed + number
+        try:
+            folder = train_alone(run, architecture, self.schedule, stage, seed=seed, split=run.train, on_step=at)
+        except UserError as error:  # the other ranks do not know
+            raise error if isinstance(error, RankError) else RankError(str(error)) from None
+        model = saved.load_model(folder).to(run.accelerator.device)
+        with one_thread(run.accelerator.device):
+            right = tally(model, self.test, 0, len(self.test), batch_size=run.recipe.evaluate.batch_size)
+            line = {"key": architecture.key, "number": number, "dss": zero_cost.dss(architecture, run.num_classes)}
+        line |= {"top1": 100 * right.top1 / right.images, "loss": right.loss / right.images}
+        line |= {"seconds": time.perf_counter() - began, "rank": run.accelerator.process_index}
+        self.store.append(line)
+        shutil.rmtree(folder)
+        return line
+
+    def _remove(self) -> None:
+        for folder in self.folder.glob("a*-*/"):
+            shutil.rmtree(folder)
+
+
+def _is_sound(line: Line) -> bool:
+    figures = [line.get(name) for name in ("number", "dss", "top1", "loss")]
+    return isinstance(line.get("key"), str) and all(isinstance(figure, (int, float)) for figure in figures)
+
+
+def _compared(entries: list[Entry], known: dict[tuple[str, int], Line], seeds: range, seed: int) -> dict[str, Any]:
+    """The rankings of one budget, and the architectures behind them."""
+    lines = [[known[entry["key"], number] for number in seeds] for entry in entries]
+    scores = {
+        "supernet": [entry["top1"] for entry in entries],
+        "supernet_loss": [-entry["loss"] for entry in entries],
+        "macs": [entry["macs"] for entry in entries],
+        "params": [entry["params"] for entry in entries],
+        "dss": [one[0]["dss"] for one in lines],
+    }
+    top1 = np.array([[line["top1"] for line in one] for one in lines])
+    found = ranking.compare({name: np.array(values) for name, values in scores.items()}, top1, seed=seed)
+    rows = [
+        {"key": entry["key"], "supernet_top1": entry["top1"], "supernet_loss": entry["loss"]}
+        | {name: entry[name] for name in cost.COSTS if name in entry}
+        | {"dss": one[0]["dss"], "top1": [line["top1"] for line in one], "loss": [line["loss"] for line in one]}
+        | {"architecture": entry["architecture"]}
+        for entry, one in zip(entries, lines, strict=True)
+    ]
+    return found | {"architectures": rows}
+
+
+def _tell(run: Run, tables: list[dict[str, Any]], made_with: dict[str, Any]) -> None:
+    """The tables in a file, in the metrics, as a picture and as text."""
+    from vitas.report.scatter import draw  # matplotlib takes most of a second
+
+    folder: Path = run.folder / "rank"
+    write_atomically(folder / "ranking.json", json.dumps(made_with | {"tables": tables}, indent=1))
+    draw(folder / "ranking.png", tables)
+    figures: dict[str, float] = {}
+    for table in tables:
+        end = f"_{table['budget']}" if table["budget"] else ""
+        for name, row in table["rankings"].items():
+            figures |= {
+                f"{figure}_{name}{end}": row[figure] for figure in (tracking.TAU, tracking.RHO, tracking.REGRET)
+            }
+        if table["ceiling"] is not None:
+            figures[f"{tracking.CEILING}{end}"] = table["ceiling"]
+        say(ranking_table(table))
+    run.tracker.log("rank", sum(len(row["top1"]) for table in tables for row in table["architectures"]), **figures)
+    say(f"{folder}: ranking.json, ranking.png")
