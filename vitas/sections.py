@@ -33,6 +33,9 @@ NAME = r"^[A-Za-z0-9][\w.-]*$"
 MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
 """Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
 
+QUALITIES = ("top1", "loss")
+"""Objectives that say how well a candidate does, not what it costs."""
+
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -237,8 +240,9 @@ class Evolution(Section):
     """Architectures of a generation, over all budgets."""
     generations: Annotated[int, Field(gt=0, le=100_000)] = 40
     """Generations, the first one (random) included. With more of them a search that is done goes on."""
-    objectives: list[Literal["top1", "flops", "macs", "params", "throughput", "latency", "memory"]] = ["top1"]
-    """What is improved: top-1 and throughput up, other costs down. Several give a front."""
+    objectives: list[Literal["top1", "flops", "macs", "params", "throughput", "latency", "memory", "loss"]] = ["top1"]
+    """What is improved: top-1 and throughput up, other costs and the loss (cross-entropy) down. Several give a front,
+    whose best one is that of the best top-1, or of the lowest loss, whichever is named first."""
     fidelity: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
     """Successive halving: the parts of the images, such as `[0.1, 0.3, 1.0]`, on which all candidates of a generation,
     then the better half, then the better half of these are scored. Only those scored on all can be found."""
@@ -270,9 +274,9 @@ class Evolution(Section):
 
     @field_validator("objectives")
     @classmethod
-    def _top1(cls, objectives: list[str]) -> list[str]:
-        if "top1" not in objectives or len(set(objectives)) < len(objectives):
-            raise ValueError(f"expected different objectives, top1 among them, got {objectives}")
+    def _quality(cls, objectives: list[str]) -> list[str]:
+        if not {*QUALITIES} & {*objectives} or len(set(objectives)) < len(objectives):
+            raise ValueError(f"expected different objectives, top1 among them, or loss, got {objectives}")
         return objectives
 
 
