@@ -200,8 +200,22 @@ class SupernetTraining(Training):
     """What each head choice has for itself; the rest is shared by all."""
     skip: Fraction | None = None
     """Probability that a block is skipped; left out, it is calibrated to the budget, or to several in turn."""
+    sandwich: Annotated[int, Field(ge=0, le=64)] = 0
+    """With k > 0 a step trains the largest subnet, the smallest one and k random ones (BigNAS); 0 for a random one."""
+    distill: Literal["none", "soft", "alpha"] = "none"
+    """What all but the largest subnet of a sandwich learn from: the labels; what the largest one says, as soft labels
+    (BigNAS); or that, by the adaptive alpha-divergence (AlphaNet)."""
+    in_budget: Fraction = 0.0
+    """The last part of the steps, in which random subnets are drawn inside the budget, evenly over its first window of
+    counted costs, or inside several budgets in turn."""
     trained_in: str | None = Field(default=None, alias="from")
     """A run, or its folder `supernet`, whose trained supernet is used in place of one of this run's own."""
+
+    @model_validator(mode="after")
+    def _something_to_distill(self) -> SupernetTraining:
+        if self.distill != "none" and not self.sandwich:
+            raise ValueError(f"distill {self.distill} needs a sandwich: its largest subnet teaches the others")
+        return self
 
 
 def _names(value: Any) -> Any:

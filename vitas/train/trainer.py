@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from vitas.train import backend, checkpoint, failures, state
 from vitas.train.average import Average
 from vitas.train.feed import Feed, draw
 from vitas.train.memory import explained
+from vitas.train.objectives import Objective, cross_entropy
 from vitas.train.resume import find_last
 from vitas.train.stop import StopRequest
 
@@ -61,6 +61,7 @@ class Trainer:
         inputs: Further inputs of the model at a step, the same on every rank.
         tracker: Where metrics go.
         stop: Whether to stop early.
+        objective: What is made small.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Trainer:
         inputs: Callable[[int], tuple[Any, ...]],
         tracker: Tracker,
         stop: StopRequest,
+        objective: Objective = cross_entropy,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -84,6 +86,7 @@ class Trainer:
         self.inputs = inputs
         self.tracker = tracker
         self.stop = stop
+        self.objective = objective
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.feed = Feed(accelerator, data, settings)
@@ -196,9 +199,8 @@ class Trainer:
             # Drop path: every rank and micro-batch its own, and the same again after a resume.
             torch.manual_seed(draw(self.data.seed, step, turn, self.accelerator.process_index))
             with self.accelerator.accumulate(self.model):
-                logits = self.model(images, *inputs)
-                smoothing = 0.0 if self.feed.mixup else self.settings.label_smoothing
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+                outputs = self.model(images, *inputs)
+                loss = self.objective(outputs, labels, 0.0 if self.feed.mixup else self.settings.label_smoothing)
                 total[0] += loss.detach() / self.plan.accumulation
                 if turn == self.plan.accumulation - 1:
                     # Before the update, so that a loss that is not finite on any rank spoils no weights.
@@ -242,8 +244,8 @@ class Trainer:
         self._say(f"{self.stage}: step {step} is left out, its loss is not finite{what}; {self.left_out} so far")
 
     def _what(self, step: int) -> str:
-        inputs = self.inputs(step)
-        return f", architecture {inputs[0].model_dump_json()}" if inputs else ""
+        shapes = [architecture.model_dump_json() for architecture in self.inputs(step)]
+        return f", architecture{'s' * (len(shapes) > 1)} {', '.join(shapes)}" if shapes else ""
 
     def _out_of_memory(self, step: int) -> str:
         return failures.out_of_memory(self.stage, step, self._what(step), self.plan, self.settings)
