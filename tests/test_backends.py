@@ -81,6 +81,30 @@ def test_every_backend_trains_the_weights_of_one_process(one_process, tmp_path, 
         assert_same_weights(tmp_path, one_process, stage)
 
 
+SANDWICH = ["stages=[supernet]", "supernet.sandwich=2", "supernet.distill=alpha", "supernet.in_budget=0.5"]
+
+
+@pytest.fixture(scope="module")
+def sandwich(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sandwich")
+    train(folder, [], *SANDWICH)
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3", "zero2_accumulation", "grad_checkpointing"])
+def test_every_backend_trains_a_distilled_sandwich_to_the_weights_of_one_process(sandwich, tmp_path, backend):
+    options, changes = BACKENDS[backend]
+    train(tmp_path, options, *SANDWICH, *changes)
+    assert_same_weights(tmp_path, sandwich, "supernet")
+
+
+def test_a_stopped_sandwich_goes_on_as_if_it_had_not_been_stopped(sandwich, tmp_path):
+    with mock.patch.dict(os.environ, {"VITAS_STOP_FILE": str(tmp_path / "runs/quickstart/metrics.jsonl")}):
+        train(tmp_path, [], *SANDWICH, check=False)
+    assert "goes on from step 11 of 20" in train(tmp_path, [], *SANDWICH).text()
+    assert_same_weights(tmp_path, sandwich, "supernet", tolerance=0)
+
+
 @pytest.mark.parametrize(
     ("stage", "first", "then"),
     [

@@ -90,6 +90,26 @@ def test_an_aging_population_forgets_its_best():
     assert len(asked) == 8 + 5 * 2
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("objectives", [["loss"], ["params", "loss", "top1"]], ids=",".join)
+def test_a_search_by_loss_finds_the_lowest(algorithm, objectives):
+    """Top-1 says the opposite here, so that nothing is found by it."""
+    scored = Scored()
+    score = scored.score
+    scored.score = lambda *of: [
+        found | {"top1": -found["top1"] / 10, "loss": 100 - found["top1"]} for found in score(*of)
+    ]
+    entries = search(scored=scored, objectives=objectives, algorithm=algorithm, fidelity=[0.5, 1.0])
+    whole = [entry for entry in entries if entry["fidelity"] == 1]
+    assert evolution.front(entries, BUDGET, objectives)[0]["loss"] == min(entry["loss"] for entry in whole)
+    assert evolution.front(entries, BUDGET, ["top1"])[0]["loss"] == max(entry["loss"] for entry in whole)
+    if objectives == ["loss"] and algorithm != "random":
+        first, last = (np.mean([entry["loss"] for entry in part]) for part in (entries[:12], entries[-12:]))
+        assert last < first - 5
+    spoiled = [*entries, whole[0] | {"key": "spoiled", "loss": float("nan")}]
+    assert evolution.front(spoiled, BUDGET, ["loss"]) == evolution.front(entries, BUDGET, ["loss"])
+
+
 def test_the_front_holds_what_nothing_beats():
     entries = search(objectives=["top1", "params"])
     front = evolution.front(entries, BUDGET, ["top1", "params"])

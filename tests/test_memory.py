@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, small_space
+from conftest import QUICKSTART, ROOT, small_space
 
-from vitas import sections
+from vitas import recipe, sections
 from vitas.cli import main
 from vitas.models.supernet import Supernet
+from vitas.runs import check
 from vitas.train import memory
 from vitas.train.memory import Backend
 
@@ -37,6 +38,27 @@ def test_the_estimate_is_what_a_forward_really_keeps():
         4 * parameters,
         8 * parameters,
     )
+
+
+def test_the_estimate_of_a_sandwich_has_all_its_subnets():
+    space = small_space()
+    largest, smallest = (space.corner(end, 4) for end in (-1, 0))
+
+    def estimate(*architectures, **settings) -> int:
+        training = sections.Training(epochs=1, warmup_epochs=0, **settings)
+        return memory.estimate(lambda: Supernet(space, 10), architectures, 16, 6, training, Backend())["activations"]
+
+    images, logits = 4 * 6 * 3 * 16 * 16, 4 * 6 * 10
+    apart = estimate(largest) + estimate(smallest) - images
+    assert abs(estimate(largest, smallest) - apart) < 20 * logits
+    # One block alone is computed again at a time.
+    more = [estimate(*[largest] * count, grad_checkpointing=True) for count in (1, 2, 3)]
+    assert more[2] - more[1] == more[1] - more[0] < 0.5 * more[0]
+    one, several = (check.facts(recipe.load(QUICKSTART, given), Backend()) for given in ([], ["supernet.sandwich=2"]))
+    one, several = (
+        float(re.findall(r"activations ([\d.]+) MB", facts["supernet_memory"])[0]) for facts in (one, several)
+    )
+    assert 2.9 < several / one < 3.3
 
 
 MEASURE = """

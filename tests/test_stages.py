@@ -88,3 +88,19 @@ def test_how_a_training_runs_may_change_and_how_costs_are_measured_may_not():
     assert differences(before, {"retrain": {"compile": True, "lr": 1.0}, "measured": {"compile": False}}) == []
     (found,) = differences(before, {"retrain": {"lr": 1.0}, "measured": {"compile": True}})
     assert found == ("measured.compile", False, True)
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default(folder):
+    shutil.copytree(folder / "quickstart", folder / "earlier")
+    file = folder / "earlier" / "supernet" / "settings.yaml"
+    new = r"^ +(sandwich|distill|in_budget|erasing|identity|tied_blocks|image_column): .*\n"
+    text, count = re.subn(new, "", file.read_text(), flags=re.MULTILINE)
+    assert count == 7
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"made with space.identity: none, and the recipe now says free"):
+        run(folder, "name=earlier", "stages=[supernet]")
+    file.write_text(text := text.replace("space:\n", "space:\n  identity: free\n"))
+    run(folder, "name=earlier", "stages=[supernet]")
+    file.write_text(text)  # it was signed anew
+    with pytest.raises(UserError, match=r"made with supernet.sandwich: 0, and the recipe now says 1"):
+        run(folder, "name=earlier", "stages=[supernet]", "supernet.sandwich=1")

@@ -6,6 +6,7 @@ from vitas.models.elastic import take
 from vitas.models.saved import load_model, save_model
 from vitas.models.supernet import Supernet
 from vitas.spaces.space import SearchSpace, Widths
+from vitas.train.objectives import cross_entropy
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -53,6 +54,22 @@ def test_each_patch_size_and_head_choice_has_its_own_weights():
         for index, q in enumerate(layer.attn.q):
             assert (q.weight.grad.abs().sum() > 0) == (index == chosen)
         assert len(layer.attn.v) == 1
+
+
+@pytest.mark.parametrize("attention", ["private_qk", "private_v"])
+def test_several_subnets_in_one_forward_are_those_of_separate_ones(attention):
+    net = randomised(small_space(), attention=attention)
+    architectures = [*net.space.ends(0, 3), *(net.space.sample(0, step, skip=0.4) for step in range(2))]
+    labels = torch.tensor([0, 3, 6])
+    apart = torch.stack([net(IMAGES, architecture) for architecture in architectures])
+    torch.stack([cross_entropy(logits, labels, 0.1) / 4 for logits in apart]).sum().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
+    net.zero_grad()
+    together = net(IMAGES, *architectures)
+    torch.testing.assert_close(together, apart, atol=0, rtol=0)
+    cross_entropy(together, labels, 0.1).backward()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=0, msg=name)
 
 
 def test_a_space_without_idle_layers_runs():

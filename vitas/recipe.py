@@ -20,7 +20,7 @@ from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse
 from vitas.files import expanded
 from vitas.sections import NAME, Data, Evaluation, Evolution, Ranking, Retraining, SupernetTraining, Tracking
 from vitas.spaces.budget import Budget, calibrate_skip
-from vitas.spaces.cost import MEASURED
+from vitas.spaces.cost import COUNTED, MEASURED
 from vitas.spaces.space import SearchSpace
 
 Stage = Literal["supernet", "evolve", "rank", "retrain", "baseline", "evaluate"]
@@ -89,6 +89,15 @@ class Recipe(Section):
             for key, value in budget.deployment.items():
                 if value != self.budget.deployment[key]:
                     raise ValueError(f"budgets.{name}.{key}: costs are measured once for all budgets: set budget.{key}")
+        return self
+
+    @model_validator(mode="after")
+    def _counted(self) -> Recipe:
+        if self.supernet.in_budget and "supernet" in self.stages and self.supernet.trained_in is None:
+            for name, budget in self.every_budget.items():
+                if not budget.windows(COUNTED):
+                    where = f"budgets.{name}" if name else "budget"
+                    raise ValueError(f"supernet.in_budget: expected a window of {' or '.join(COUNTED)} in {where}")
         return self
 
     @property

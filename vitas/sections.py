@@ -33,6 +33,9 @@ NAME = r"^[A-Za-z0-9][\w.-]*$"
 MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
 """Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
 
+QUALITIES = ("top1", "loss")
+"""Objectives that say how well a candidate does, not what it costs."""
+
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -197,8 +200,22 @@ class SupernetTraining(Training):
     """What each head choice has for itself; the rest is shared by all."""
     skip: Fraction | None = None
     """Probability that a block is skipped; left out, it is calibrated to the budget, or to several in turn."""
+    sandwich: Annotated[int, Field(ge=0, le=64)] = 0
+    """With k > 0 a step trains the largest subnet, the smallest one and k random ones (BigNAS); 0 for a random one."""
+    distill: Literal["none", "soft", "alpha"] = "none"
+    """What all but the largest subnet of a sandwich learn from: the labels; what the largest one says, as soft labels
+    (BigNAS); or that, by the adaptive alpha-divergence (AlphaNet)."""
+    in_budget: Fraction = 0.0
+    """The last part of the steps, in which random subnets are drawn inside the budget, evenly over its first window of
+    counted costs, or inside several budgets in turn."""
     trained_in: str | None = Field(default=None, alias="from")
     """A run, or its folder `supernet`, whose trained supernet is used in place of one of this run's own."""
+
+    @model_validator(mode="after")
+    def _something_to_distill(self) -> SupernetTraining:
+        if self.distill != "none" and not self.sandwich:
+            raise ValueError(f"distill {self.distill} needs a sandwich: its largest subnet teaches the others")
+        return self
 
 
 def _names(value: Any) -> Any:
@@ -237,8 +254,9 @@ class Evolution(Section):
     """Architectures of a generation, over all budgets."""
     generations: Annotated[int, Field(gt=0, le=100_000)] = 40
     """Generations, the first one (random) included. With more of them a search that is done goes on."""
-    objectives: list[Literal["top1", "flops", "macs", "params", "throughput", "latency", "memory"]] = ["top1"]
-    """What is improved: top-1 and throughput up, other costs down. Several give a front."""
+    objectives: list[Literal["top1", "flops", "macs", "params", "throughput", "latency", "memory", "loss"]] = ["top1"]
+    """What is improved: top-1 and throughput up, other costs and the loss (cross-entropy) down. Several give a front,
+    whose best one is that of the best top-1, or of the lowest loss, whichever is named first."""
     fidelity: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
     """Successive halving: the parts of the images, such as `[0.1, 0.3, 1.0]`, on which all candidates of a generation,
     then the better half, then the better half of these are scored. Only those scored on all can be found."""
@@ -270,9 +288,9 @@ class Evolution(Section):
 
     @field_validator("objectives")
     @classmethod
-    def _top1(cls, objectives: list[str]) -> list[str]:
-        if "top1" not in objectives or len(set(objectives)) < len(objectives):
-            raise ValueError(f"expected different objectives, top1 among them, got {objectives}")
+    def _quality(cls, objectives: list[str]) -> list[str]:
+        if not {*QUALITIES} & {*objectives} or len(set(objectives)) < len(objectives):
+            raise ValueError(f"expected different objectives, top1 among them, or loss, got {objectives}")
         return objectives
 
 

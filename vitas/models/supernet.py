@@ -5,7 +5,7 @@ Shape suffixes: B images, N tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -120,13 +120,18 @@ class Supernet(nn.Module):
             elif not name.endswith("weight"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, images: Tensor, architecture: Architecture) -> Tensor:
-        """Logits (B, classes) of one subnet, summed over its sides, for images (B, 3, H, W).
+    def forward(self, images: Tensor, *architectures: Architecture) -> Tensor:
+        """Logits (B, classes) of one subnet, or (K, B, classes) of several, for images (B, 3, H, W).
 
-        Every parameter takes part in the graph, whatever the architecture: see `vitas.models.elastic.idle`.
+        Each is summed over its sides. Every parameter takes part in the graph, whatever the architectures: see
+        `vitas.models.elastic.idle`.
         """
-        logits = torch.stack([self._forward_side(images, architecture, side) for side in self.sides]).sum(0)
-        return logits + sum(layer(None) for layer in self._idle_layers(architecture))
+        found = [
+            torch.stack([self._forward_side(images, architecture, side) for side in self.sides]).sum(0)
+            for architecture in architectures
+        ]
+        logits = found[0] if len(found) == 1 else torch.stack(found)
+        return logits + sum(layer(None) for layer in self._idle_layers(architectures))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks compute their activations again in the backward pass; timm's name."""
@@ -148,16 +153,17 @@ class Supernet(nn.Module):
     def _stem(self, architecture: Architecture) -> ElasticStem:
         return self.stems[self.space.patch_size.index(architecture.patch_size)]  # pyright: ignore[reportReturnType]
 
-    def _idle_layers(self, architecture: Architecture) -> Iterator[nn.Module]:
-        """The layers with parameters that `architecture` does not call."""
-        stem = self._stem(architecture)
-        yield from (other for other in self.stems if other is not stem)
-        for layer, block in zip(self.blocks, architecture.blocks, strict=True):
-            if block is None:
+    def _idle_layers(self, architectures: Sequence[Architecture]) -> Iterator[nn.Module]:
+        """The layers with parameters that none of the architectures calls."""
+        stems = [self._stem(architecture) for architecture in architectures]
+        yield from (other for other in self.stems if other not in stems)
+        for layer, *blocks in zip(self.blocks, *(each.blocks for each in architectures), strict=True):
+            heads = {block.heads for block in blocks if block}
+            if not heads:
                 yield from (part for part in layer.modules() if next(part.parameters(recurse=False), None) is not None)
             else:
                 attention: ElasticAttention = layer.attn  # pyright: ignore[reportAssignmentType]
-                used = attention.qkv(block.heads)
+                used = [part for choice in heads for part in attention.qkv(choice)]
                 for name in attention.private:
                     yield from (part for part in attention.get_submodule(name).children() if part not in used)
 

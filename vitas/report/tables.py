@@ -41,19 +41,25 @@ def table(rows: dict[str, dict[str, Any]], images: int) -> str:
     return "\n".join([*lines, f"on {images} test images"])
 
 
-def front_table(front: Sequence[dict[str, Any]], *, images: int) -> str:
+def front_table(front: Sequence[dict[str, Any]], *, images: int, loss: bool = False) -> str:
     """The front of a search as text, a line for each architecture, numbered as in `retrain.architecture=front:N`.
 
-    The best of each budget are marked with its name.
+    The best of each budget are marked with its name. The loss is shown if it is wanted.
     """
     costs = [*COUNTED, *(name for name in MEASURED if name in front[0])]
-    lines = [f"{'front':<7}{'top-1 %':>8}" + "".join(f"{HEADINGS[name]:>15}" for name in costs) + "  shape, key"]
+    lines = [
+        f"{'front':<7}{'top-1 %':>8}"
+        + f"{'loss':>8}" * loss
+        + "".join(f"{HEADINGS[name]:>15}" for name in costs)
+        + "  shape, key"
+    ]
     best: set[str] = set()
     for number, entry in enumerate(front, 1):
         first = [name for name in entry.get("budgets", ["best"]) if name not in best]
         best.update(first)
         shape = Architecture.model_validate(entry["architecture"]).in_words
-        line = f"{number:<7}{entry['top1']:>8.2f}" + "".join(f"{_shown(name, entry[name]):>15}" for name in costs)
+        line = f"{number:<7}{entry['top1']:>8.2f}" + (f"{entry['loss']:>8.4f}" if loss else "")
+        line += "".join(f"{_shown(name, entry[name]):>15}" for name in costs)
         if number <= MOST_ROWS or first:
             lines.append(f"{line}  {shape}, {entry['key']}" + "".join(f" <- {name}" for name in first))
     if len(front) > MOST_ROWS:

@@ -29,7 +29,7 @@ LOSS, LR, IMAGES_PER_SECOND, LEFT_OUT = "loss", "lr", "images_per_second", "left
 
 TOP1, TOP5, THROUGHPUT = "top1", "top5", "throughput"
 
-BEST, SCORED = "best_top1", "scored"
+BEST, SCORED = {TOP1: "best_top1", LOSS: "best_loss"}, "scored"
 
 MODEL, INPUTS = "model", "inputs"
 

@@ -99,8 +99,10 @@ def _model(settings: Recipe, stage: str, classes: int) -> tuple[Callable[[], nn.
     space = settings.space
     if stage == "supernet":
         how = {"sharing": settings.supernet.sharing, "attention": settings.supernet.attention}
-        largest = space.corner(-1, min(space.patch_size))
-        return partial(Supernet, space, classes, **how), (largest,), space.image_size
+        largest, smallest = (space.corner(end, min(space.patch_size)) for end in (-1, 0))
+        many = settings.supernet.sandwich
+        inputs = (largest, smallest, *[largest] * many) if many else (largest,)
+        return partial(Supernet, space, classes, **how), inputs, space.image_size
     known = [registry.find(name) for name in choices(settings).values() if not search_needed(name)]
     if not known:
         skips = settings.skip_probabilities(classes)

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from vitas.config import UserError, read_yaml
+from vitas.config import Section, UserError, read_yaml
 from vitas.data.splits import Split
 from vitas.files import write_atomically
+from vitas.recipe import Recipe
 from vitas.sections import Retraining, SupernetTraining
 
 HOW = {
@@ -67,7 +68,8 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Keys whose values differ, with both values."""
-    old, new = _flat(before), _flat(now)
+    new, old = _flat(now), _flat(before)
+    old = {key: value for key, value in _defaults(before).items() if key in new} | old
     keys = dict.fromkeys((*new, *old))
     return [(key, old.get(key), new.get(key)) for key in keys if _decides(key) and old.get(key) != new.get(key)]
 
@@ -76,6 +78,13 @@ def missing_or_other(before: dict[str, Any], needed: dict[str, Any]) -> list[tup
     """`differences` in what is needed alone."""
     keys = _flat(needed)
     return [difference for difference in differences(before, needed) if difference[0] in keys]
+
+
+def _defaults(made_with: dict[str, Any]) -> dict[str, Any]:
+    """Of the sections in what an earlier version wrote, all defaults: what it had no setting for it did as they say."""
+    sections = {name: Recipe.model_fields[name].annotation for name in made_with if name in Recipe.model_fields}
+    kinds = {name: kind for name, kind in sections.items() if isinstance(kind, type) and issubclass(kind, Section)}
+    return _flat(plain({name: kind.model_construct().model_dump(mode="json") for name, kind in kinds.items()}))
 
 
 def _decides(key: str) -> bool:

@@ -57,7 +57,8 @@ def evolve(run: Run) -> None:
             write_atomically(folder / best_file(name), architecture.to_yaml())
         write_atomically(folder / "front.json", json.dumps(front, indent=1))
         write_atomically(summary, json.dumps({"generations": settings.generations}))
-        say(f"{front_table(front, images=front[0]['images'])}\n{_next(recipe, folder)}")
+        table = front_table(front, images=front[0]["images"], loss="loss" in settings.objectives)
+        say(f"{table}\n{_next(recipe, folder)}")
     run.accelerator.wait_for_everyone()
 
 
@@ -97,17 +98,20 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
         seed=recipe.seed,
         skips=run.skips,
     )
+    quality = evolution.quality(settings.objectives)
+    figures = ["top1"] + ["loss"] * ("loss" in settings.objectives)
     if main:
         journal.write_text("")
     for number, generation in enumerate(generations, 1):
         entries += generation
         fronts = outcome.fronts(entries, recipe.every_budget, settings.objectives)
-        best = {f"{tracking.BEST}{name and f'_{name}'}": front[0]["top1"] for name, front in fronts.items() if front}
+        first = {name and f"_{name}": front[0] for name, front in fronts.items() if front}
+        best = {tracking.BEST[figure] + end: entry[figure] for figure in figures for end, entry in first.items()}
         scored = [entry["top1"] for entry in generation if entry["images"]]
         total_scored = sum(entry["images"] > 0 for entry in entries)
         mean = statistics.fmean(scored) if scored else 0.0
         bar.update(max(0, len(entries) - bar.n))
-        shown = " ".join(f"{top1:.2f}" for top1 in best.values())
+        shown = " ".join(f"{entry[quality]:.{2 if quality == 'top1' else 4}f}" for entry in first.values())
         bar.set_postfix(generation=f"{number}/{settings.generations}", best=shown, refresh=False)
         run.tracker.log(settings.stage, number, **best, **{tracking.TOP1: mean, tracking.SCORED: total_scored})
         if main:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from torch import nn
 
 from vitas.data import augment, batches, stream
+from vitas.data.plan import make_plan
 from vitas.data.splits import Split
 from vitas.models import saved
 from vitas.models.vit import VisionTransformer
+from vitas.recipe import Recipe
 from vitas.report.tracking import Untracked
 from vitas.runs import found, trained
 from vitas.runs.run import Run
@@ -22,7 +25,10 @@ from vitas.runs.trained import TrainedSupernet
 from vitas.sections import Retraining, Training
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
+from vitas.spaces.budget import sample_inside
+from vitas.spaces.cost import COUNTED
 from vitas.train.alone import alone, one_thread
+from vitas.train.objectives import OBJECTIVES, Objective, cross_entropy
 from vitas.train.trainer import Trainer
 
 
@@ -35,13 +41,17 @@ def supernet(run: Run) -> None:
         return
     skips = run.skips
     skip = skips if settings.budgets else skips[""]
-    folder = run.claim("supernet", run.settings("space", "supernet") | {"holdout": settings.data.holdout, "skip": skip})
+    made_with = run.settings("space", "supernet") | {"holdout": settings.data.holdout, "skip": skip}
+    if in_budget := settings.supernet.in_budget:
+        windows = {name: budget.windows(COUNTED) for name, budget in settings.every_budget.items()}
+        made_with["windows"] = windows if settings.budgets else windows[""]
+    folder = run.claim("supernet", made_with)
     if (folder / "model.safetensors").is_file():
         return
-    chances = list(skips.values())  # in turn, so that the subnets of every budget are trained
-    shown = ", ".join(f"{chance:.3f}" for chance in chances)
-    skipping = f", blocks skipped with probability {shown}" if any(chances) else ""
-    run.say(f"supernet: {Decimal(space.size):.2e} architectures{skipping}")
+    shown = ", ".join(f"{chance:.3f}" for chance in skips.values())
+    skipping = f", blocks skipped with probability {shown}" if any(skips.values()) else ""
+    inside = f", inside the budget in the last {in_budget:.0%} of the steps" if in_budget else ""
+    run.say(f"supernet: {Decimal(space.size):.2e} architectures{skipping}{inside}")
     images, _ = run.train.hold_out(settings.data.holdout, settings.seed)
     _train(
         run,
@@ -50,8 +60,28 @@ def supernet(run: Run) -> None:
         "supernet",
         images,
         space.image_size,
-        inputs=lambda step: (space.sample(settings.seed, step, skip=chances[step % len(chances)]),),
+        inputs=partial(subnets, settings, run.num_classes, skips),
+        objective=OBJECTIVES[settings.supernet.distill],
     )
+
+
+def subnets(
+    recipe: Recipe, num_classes: int, skips: Mapping[str, float], step: int, steps: int
+) -> tuple[Architecture, ...]:
+    """What the supernet trains at a step, of so many: a random subnet, or the largest, the smallest and random ones."""
+    space, seed, many = recipe.space, recipe.seed, recipe.supernet.sandwich
+    budgets = list(recipe.every_budget.items())  # in turn, so that the subnets of every budget are trained
+    inside = step >= round(steps * (1 - recipe.supernet.in_budget))
+
+    def draw(number: int) -> Architecture:
+        name, budget = budgets[number % len(budgets)]
+        if inside:
+            return sample_inside(space, budget, num_classes, seed=seed, step=number, skip=skips[name])
+        return space.sample(seed, number, skip=skips[name])
+
+    if not many:
+        return (draw(step),)
+    return (*space.ends(seed, step), *(draw(many * step + number) for number in range(many)))
 
 
 def retrain(run: Run) -> None:
@@ -140,7 +170,7 @@ def _train_from(
     model.pretrained_cfg |= {"label_names": list(run.train.classes)}
     if run.accelerator.is_main_process:
         saved.save_description(folder, model)
-    _train(run, model, settings, stage, run.train, architecture.image_size, lambda step: (), on_step)
+    _train(run, model, settings, stage, run.train, architecture.image_size, lambda step, steps: (), on_step=on_step)
 
 
 def _train(
@@ -150,9 +180,11 @@ def _train(
     stage: str,
     split: Split,
     image_size: int,
-    inputs: Callable[[int], tuple[Any, ...]],
+    inputs: Callable[[int, int], tuple[Any, ...]],
+    objective: Objective = cross_entropy,
     on_step: Callable[[int, int], None] | None = None,
 ) -> None:
+    """Trains a model on all ranks; `inputs` are those of a step, of so many."""
     source = run.recipe.data
     size = count_images(run, split, stage)
     data = batches.TrainingData(
@@ -164,6 +196,7 @@ def _train(
         shuffle_buffer=source.shuffle_buffer,
         pin_memory=run.accelerator.device.type == "cuda",
     )
+    steps = make_plan(settings, data.size, settings.section, run.accelerator.num_processes)[0].stop
     Trainer(
         accelerator=run.accelerator,
         model=model,
@@ -171,10 +204,11 @@ def _train(
         folder=run.folder / stage,
         stage=stage,
         data=data,
-        inputs=inputs,
+        inputs=lambda step: inputs(step, steps),
         tracker=run.tracker,
         stop=run.stop,
         on_step=on_step,
+        objective=objective,
     ).run()
 
 

@@ -12,7 +12,7 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from vitas.config import UserError
 from vitas.search.algorithms import Algorithm
-from vitas.sections import Evolution
+from vitas.sections import QUALITIES, Evolution
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
 from vitas.spaces.cost import COSTS, COUNTED, counts, reachable
@@ -29,6 +29,8 @@ MAX_DRAWS = 2_000_000
 """Random architectures that are looked at, at most, for one inside the budget."""
 
 LARGER_IS_BETTER = ("top1", "throughput")
+
+WORST = 1e30
 
 
 def random_genomes(
@@ -195,20 +197,29 @@ def inside(entries: Sequence[Entry], budget: Budget) -> list[Entry]:
 def front(entries: Sequence[Entry], budget: Budget, objectives: Sequence[str]) -> list[Entry]:
     """The entries inside the budget, scored on all images, that no other one beats in all objectives.
 
-    The best top-1 first.
+    The best first: in top-1 or in loss, whichever objective is named first.
     """
     unique = {entry["key"]: entry for entry in entries if entry["fidelity"] == 1}
     lawful = inside(list(unique.values()), budget)
     if not lawful:
         return []
     chosen: Any = NonDominatedSorting().do(_losses(lawful, objectives), only_non_dominated_front=True)
-    return sorted((lawful[index] for index in chosen), key=lambda entry: (-entry["top1"], entry["macs"], entry["key"]))
+    worth = _losses(lawful, [quality(objectives)])[:, 0]
+    best = sorted(chosen, key=lambda index: (worth[index], lawful[index]["macs"], lawful[index]["key"]))
+    return [lawful[index] for index in best]
+
+
+def quality(objectives: Sequence[str]) -> str:
+    """The objective that decides which candidate is the best: top-1 or the loss, whichever is named first."""
+    return next(name for name in objectives if name in QUALITIES)
 
 
 def _losses(entries: Sequence[Entry], objectives: Sequence[str]) -> np.ndarray:
     """(N, objectives) What the algorithms make small."""
     signs = {name: -1 if name in LARGER_IS_BETTER else 1 for name in objectives}
-    return np.array([[signs[name] * entry.get(name, 0.0) for name in objectives] for entry in entries])
+    values = np.array([[signs[name] * entry.get(name, 0.0) for name in objectives] for entry in entries])
+    # In half precision a loss may be no number: nothing would beat it.
+    return np.nan_to_num(values, nan=WORST, posinf=WORST)
 
 
 def _costs(entries: Sequence[Entry]) -> dict[str, np.ndarray]:

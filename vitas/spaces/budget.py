@@ -9,10 +9,14 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from vitas.config import Section, UserError
+from vitas.spaces.architecture import Architecture
 from vitas.spaces.cost import COSTS, COUNTED, counts
 from vitas.spaces.space import SearchSpace
 
 N = TypeVar("N")
+
+DRAWS = 300
+"""Random architectures of which one inside the budget is taken: more come nearer to its cost, and take longer."""
 
 
 def _rising(values: tuple[float, float]) -> tuple[float, float]:
@@ -71,6 +75,24 @@ class Budget(Section):
     def allows(self, costs: Mapping[str, np.ndarray]) -> np.ndarray:
         """(N,) Whether all the given costs lie in their windows."""
         return np.all(self.violations(costs) <= 0, axis=1)
+
+
+def sample_inside(
+    space: SearchSpace, budget: Budget, num_classes: int, *, seed: int, step: int, skip: float
+) -> Architecture:
+    """The architecture of one training step, inside the counted budget and even over the first of its windows.
+
+    Of a few hundred random ones inside, that which is nearest to a cost drawn from the window; if none is inside, that
+    which is nearest to the windows. The same on every rank, without a broadcast.
+    """
+    rng = np.random.default_rng([seed, step])
+    name, window = next(iter(budget.windows(COUNTED).items()))
+    target = rng.uniform(*window)
+    # Half of them at the calibrated skip probability, which finds most; those at any other fill up the window.
+    genomes = np.concatenate([space.sample_genomes(rng, DRAWS // 2, skip=chance) for chance in (skip, rng.random())])
+    costs = counts(space.widths(genomes), num_classes)
+    outside = np.maximum(0, budget.violations(costs).max(axis=1))
+    return space.decode(genomes[np.lexsort((np.abs(costs[name] - target), outside))[0]])
 
 
 def calibrate_skip(space: SearchSpace, budget: Budget, num_classes: int, *, samples: int = 4000) -> float:

@@ -142,6 +142,22 @@ class SearchSpace(Section):
         """The architecture of one training step: the same on every rank, without a broadcast."""
         return self.decode(self.sample_genomes(np.random.default_rng([seed, step]), 1, skip=skip)[0])
 
+    def ends(self, seed: int, step: int) -> list[Architecture]:
+        """The largest and the smallest architecture, as `corner` says, for one training step.
+
+        Patch sizes and head counts, each with weights of its own, are others at each step, so that all are trained.
+        """
+        found = []
+        for end, genome in zip((-1, 0), self.sample_genomes(np.random.default_rng([seed, step, 1]), 2), strict=True):
+            drawn = self.decode(genome)  # nothing is skipped
+            corner = self.corner(end, drawn.patch_size)
+            blocks = tuple(
+                block and like and block.model_copy(update={"heads": like.heads})
+                for block, like in zip(corner.blocks, drawn.blocks, strict=True)
+            )
+            found.append(corner.model_copy(update={"blocks": blocks}))
+        return found
+
     def canonical(self, genomes: np.ndarray) -> np.ndarray:
         """(N, G) The one genome of each architecture: genes of skipped blocks are zero, at least one block is kept.
 

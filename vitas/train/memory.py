@@ -46,7 +46,8 @@ def estimate(
 
     Args:
         model: Makes the model.
-        inputs: What the model takes besides the images: for a supernet its largest architecture.
+        inputs: What the model takes besides the images: for a supernet architectures as large as a step's may be, the
+            largest first.
         image_size: Height and width of the images.
         images: Images of one forward of one rank.
         settings: Hyperparameters.
@@ -57,9 +58,10 @@ def estimate(
     parameters = sum(parameter.numel() for parameter in built.parameters())
     activations = _saved(built, images, image_size, inputs, of)
     if settings.grad_checkpointing:  # those between the blocks, and all of one block while it is computed again
+        one, depth = _saved(built, images, image_size, inputs[:1], of), len(built.blocks)  # pyright: ignore
         built.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
-        between, depth = _saved(built, images, image_size, inputs, of), len(built.blocks)  # pyright: ignore
-        activations = between + (activations - between) // depth
+        between = [_saved(built, images, image_size, given, of) for given in (inputs, inputs[:1])]
+        activations = between[0] + (one - between[1]) // depth
     half, whole = (2 if of.zero and of.precision != "no" else 4) * parameters, 4 * parameters
     part = of.ranks if of.zero else 1
     found = {
@@ -98,6 +100,7 @@ def _saved(model: nn.Module, images: int, image_size: int, inputs: tuple[Any, ..
     ):
         batch = torch.zeros(images, 3, image_size, image_size, dtype=cast)
         logits: Any = functional_call(model, weights, (batch, *inputs))
+        logits = logits.flatten(end_dim=-2)  # those of several subnets
         F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.long))
         return sum(storage.nbytes() for storage in kept.values())
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from vitas.train import backend, checkpoint, failures, state
 from vitas.train.average import Average
 from vitas.train.feed import Feed, draw
 from vitas.train.memory import explained
+from vitas.train.objectives import Objective, cross_entropy
 from vitas.train.resume import find_last
 from vitas.train.stop import StopRequest
 
@@ -62,6 +62,7 @@ class Trainer:
         tracker: Where metrics go.
         stop: Whether to stop early.
         on_step: Told after each step how many of how many are done, in place of a progress bar and of lines.
+        objective: What is made small.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Trainer:
         tracker: Tracker | Untracked,
         stop: StopRequest,
         on_step: Callable[[int, int], None] | None = None,
+        objective: Objective = cross_entropy,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -88,6 +90,7 @@ class Trainer:
         self.stop = stop
         self.on_step = on_step
         self.shows = accelerator.is_main_process and on_step is None
+        self.objective = objective
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.feed = Feed(accelerator, data, settings)
@@ -201,9 +204,8 @@ class Trainer:
             # Drop path: every rank and micro-batch its own, and the same again after a resume.
             torch.manual_seed(draw(self.data.seed, step, turn, self.accelerator.process_index))
             with self.accelerator.accumulate(self.model):
-                logits = self.model(images, *inputs)
-                smoothing = 0.0 if self.feed.mixup else self.settings.label_smoothing
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+                outputs = self.model(images, *inputs)
+                loss = self.objective(outputs, labels, 0.0 if self.feed.mixup else self.settings.label_smoothing)
                 total[0] += loss.detach() / self.plan.accumulation
                 if turn == self.plan.accumulation - 1:
                     # Before the update, so that a loss that is not finite on any rank spoils no weights.
@@ -248,8 +250,8 @@ class Trainer:
         self._say(f"{self.stage}: step {step} is left out, its loss is not finite{what}; {self.left_out} so far")
 
     def _what(self, step: int) -> str:
-        inputs = self.inputs(step)
-        return f", architecture {inputs[0].model_dump_json()}" if inputs else ""
+        shapes = [architecture.model_dump_json() for architecture in self.inputs(step)]
+        return f", architecture{'s' * (len(shapes) > 1)} {', '.join(shapes)}" if shapes else ""
 
     def _out_of_memory(self, step: int) -> str:
         return failures.out_of_memory(self.stage, step, self._what(step), self.plan, self.settings)
