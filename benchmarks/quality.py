@@ -25,20 +25,21 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
+from vitas import recipe
+from vitas.data import decoded
+from vitas.data.device import DeviceImages, stratified
+from vitas.data.sources import open_splits
+from vitas.models import saved
+from vitas.models.supernet import Supernet
+from vitas.recipe import Recipe
+from vitas.search.ranking import regret
+from vitas.search.scoring import Scorer
+from vitas.spaces.architecture import Architecture
+
 HERE = Path(__file__).parent / "quality"
 sys.path.insert(0, str(HERE))
 
 import truth  # noqa: E402  the folder is no package
-
-from vitas import recipe  # noqa: E402
-from vitas.data import decoded  # noqa: E402
-from vitas.data.device import DeviceImages, stratified  # noqa: E402
-from vitas.data.sources import open_splits  # noqa: E402
-from vitas.models import saved  # noqa: E402
-from vitas.models.supernet import Supernet  # noqa: E402
-from vitas.recipe import Recipe  # noqa: E402
-from vitas.search.scoring import Scorer  # noqa: E402
-from vitas.spaces.architecture import Architecture  # noqa: E402
 
 RESULTS, RUNS = HERE / "results.jsonl", HERE / "runs"
 FOUND_SEEDS = 3
@@ -122,7 +123,7 @@ def figures(line: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float
         found[f"tau {name}"] = float(kendalltau(values, true).statistic)
         each = [kendalltau(values[patch == size], true[patch == size]).statistic for size in np.unique(patch)]
         found[f"tau {name}, one patch size"] = float(np.mean(each))
-        found[f"regret {name}"] = float(true.max() - true[values.argmax()])
+        found[f"regret {name}"] = regret(values, np.array([row["each"] for row in rows]))
     return found | {"top-1 in supernet": float(top1.mean()), "CPU s": line["supernet_seconds"]}
 
 
@@ -133,11 +134,11 @@ def lines() -> list[dict[str, Any]]:
 def show(table: dict[str, Any]) -> None:
     """Means and standard deviations over seeds, a row for each set of changes."""
     rows = [row for row in table["rows"] if row["kind"] == "random"]
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}  # of one recipe: the settings of space.yaml may change
     for line in lines():
         if line["table"] == table["table"]:
-            groups.setdefault(" ".join(line["changes"]) or "(none)", []).append(line)
-    for number, (name, group) in enumerate(groups.items()):
+            groups.setdefault((" ".join(line["changes"]) or "(none)", line["recipe"]), []).append(line)
+    for number, ((name, _), group) in enumerate(groups.items()):
         each = [figures(line, rows) for line in group]
         if number == 0:
             print("| changes | seeds | " + " | ".join(each[0]) + " | found |")

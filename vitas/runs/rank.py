@@ -224,7 +224,9 @@ class _Trainings:
         model = saved.load_model(folder).to(run.accelerator.device)
         with one_thread(run.accelerator.device):
             right = tally(model, self.test, 0, len(self.test), batch_size=run.recipe.evaluate.batch_size)
-            line = {"key": architecture.key, "number": number, "dss": zero_cost.dss(architecture, run.num_classes)}
+            # One figure for all seeds of an architecture, which the first of them works out.
+            line = {} if number else {"dss": zero_cost.dss(architecture, run.num_classes)}
+        line |= {"key": architecture.key, "number": number}
         line |= {"top1": 100 * right.top1 / right.images, "loss": right.loss / right.images}
         line |= {"seconds": time.perf_counter() - began, "rank": run.accelerator.process_index}
         self.store.append(line)
@@ -237,7 +239,8 @@ class _Trainings:
 
 
 def _is_sound(line: Line) -> bool:
-    figures = [line.get(name) for name in ("number", "dss", "top1", "loss")]
+    names = ["number", "top1", "loss"] + ["dss"] * (line.get("number") == 0)
+    figures = [line.get(name) for name in names]
     return isinstance(line.get("key"), str) and all(isinstance(figure, (int, float)) for figure in figures)
 
 
