@@ -83,11 +83,19 @@ def scores(settings: Recipe, architectures: list[Architecture]) -> dict[str, lis
     scorer = Scorer(net.eval(), on_device, batch_size=64, precision="no")
     found = {}
     for architecture in architectures:
-        line = scorer.score(architecture, 0, len(scorer.slices))
+        line = scorer.score(_in_space(architecture, settings), 0, len(scorer.slices))
         hits, loss = (sum(map(sum, line[name].values())) for name in ("hits", "loss"))
         scored = len(images.labels) * len(net.sides)
         found[architecture.key] = [round(100 * hits / scored, 3), round(loss / scored, 4)]
     return found
+
+
+def _in_space(architecture: Architecture, settings: Recipe) -> Architecture:
+    """The same network as the space of a run has it: with `identity: tail` its blocks are the first ones."""
+    if settings.space.identity != "tail":
+        return architecture
+    skipped = (None,) * (len(architecture.blocks) - len(architecture.kept))
+    return architecture.model_copy(update={"blocks": (*architecture.kept, *skipped)})
 
 
 def judge(settings: Recipe, *, search: bool) -> dict[str, Any]:

@@ -260,6 +260,9 @@ class Evolution(Section):
     fidelity: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
     """Successive halving: the parts of the images, such as `[0.1, 0.3, 1.0]`, on which all candidates of a generation,
     then the better half, then the better half of these are scored. Only those scored on all can be found."""
+    finalists: Annotated[int, Field(ge=0, le=256)] = 0
+    """The best and most different candidates, which are trained from the supernet's weights, halved by their loss until
+    one is left: the best architecture is that one. It takes half of a retraining. 0 for the highest score instead."""
     mutation: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability that a gene of a child is drawn anew."""
     score_on: Literal["holdout", "test"] = "holdout"

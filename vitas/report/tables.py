@@ -67,6 +67,18 @@ def front_table(front: Sequence[dict[str, Any]], *, images: int, loss: bool = Fa
     return "\n".join([*lines, f"scored in the supernet, on {images:,} images"])
 
 
+def standings_table(standings: Sequence[dict[str, Any]], title: str) -> str:
+    """A tournament as text, a line for each architecture, the winner first: its losses after each round."""
+    rounds = max(len(one["rounds"]) for one in standings)
+    played = next(one["rounds"] for one in standings if len(one["rounds"]) == rounds)
+    after = "".join(f"{'after ' + format(each['epochs'], '.3g'):>12}" for each in played)
+    lines = [f"{title}: held-out loss after so many epochs, the better half stays", f"{'':<7}{after}"]
+    for number, one in enumerate(standings, 1):
+        losses = "".join(f"{each['loss']:>12.4f}" for each in one["rounds"])
+        lines.append(f"{number:<7}{losses:<{12 * rounds}}  {one['shape']}, {one['key']}")
+    return "\n".join(lines)
+
+
 def ranking_table(found: dict[str, Any]) -> str:
     """One budget's table of stage `rank` as text, a line for each way to rank, and what follows from it."""
     rows = found["architectures"]

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 
 from vitas.data.decoded import Cached
+from vitas.data.plan import make_plan
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
 from vitas.report import tracking
-from vitas.report.tables import front_table
+from vitas.report.tables import front_table, standings_table
 from vitas.report.terminal import progress, say
 from vitas.runs import claims, trained
 from vitas.runs.candidates import scored_by
+from vitas.runs.finalists import shortened, tournament
 from vitas.runs.found import best_file
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
+from vitas.runs.training import count_images
 from vitas.search import evolution, outcome
 from vitas.search.candidates import Candidates
 from vitas.search.evolution import Entry
+from vitas.search.outcome import Fronts
 from vitas.spaces.architecture import Architecture
 
 
@@ -33,7 +38,7 @@ def evolve(run: Run) -> None:
     parts = {
         "budgets": windows if recipe.budgets else {"budget": windows[""]},
         "measured": recipe.budget.deployment if recipe.measured else {},
-        "evolve": settings.model_dump(exclude={"batch_size", "generations"}),
+        "evolve": settings.model_dump(exclude={"batch_size", "generations", "finalists"}),
         # Scores belong to one set of weights and of images: with others this would be another search.
         "supernet": supernet.checksum,
         "images": claims.images(split) | ({"test": recipe.data.test} if on_test else {}),
@@ -47,28 +52,41 @@ def evolve(run: Run) -> None:
             "evolve: candidates are scored on the test images, as in the paper; the test accuracy of the winner is "
             "then an optimistic figure"
         )
+    if settings.finalists > 1:  # what they cannot be trained with is said before the search
+        schedule = shortened(recipe.retrain, settings.finalists, 0)
+        make_plan(schedule, count_images(run, supernet.trained_on, settings.name), schedule.section, 1)
     decoded = run.cached(split, "test" if on_test else "holdout", recipe.space.image_size)
     candidates, entries = _search(run, supernet, decoded, folder)
-    found = outcome.confirmed(candidates, entries, recipe.every_budget, settings.objectives)
+    found = outcome.confirmed(
+        candidates, entries, recipe.every_budget, partial(evolution.front, objectives=settings.objectives)
+    )
+    if settings.finalists > 1:
+        found = _decided(run, supernet, decoded, candidates, entries, found)
     if run.accelerator.is_main_process:
         front = outcome.in_one(found)
         for name, best in found.items():
             architecture = Architecture.model_validate(best[0]["architecture"])
             write_atomically(folder / best_file(name), architecture.to_yaml())
         write_atomically(folder / "front.json", json.dumps(front, indent=1))
-        write_atomically(summary, json.dumps({"generations": settings.generations}))
+        write_atomically(summary, json.dumps({"generations": settings.generations, "finalists": settings.finalists}))
         table = front_table(front, images=front[0]["images"], loss="loss" in settings.objectives)
         say(f"{table}\n{_next(recipe, folder)}")
     run.accelerator.wait_for_everyone()
 
 
 def _is_done(summary: Path, recipe: Recipe) -> bool:
+    """An earlier version's search, which knew no finalists, is left as it is."""
+    settings = recipe.evolve
     try:
-        generations = json.loads(summary.read_text())["generations"]
-    except (OSError, ValueError, KeyError, TypeError):
+        done = json.loads(summary.read_text())
+        as_asked = (done["generations"], done.get("finalists", settings.finalists)) == (
+            settings.generations,
+            settings.finalists,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     files = [best_file(name) for name in recipe.every_budget]
-    return generations == recipe.evolve.generations and all((summary.parent / file).is_file() for file in files)
+    return as_asked and all((summary.parent / file).is_file() for file in files)
 
 
 def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -> tuple[Candidates, list[Entry]]:
@@ -120,6 +138,32 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
             write_atomically(folder / "front.json", json.dumps(outcome.in_one(fronts), indent=1))
     bar.close()
     return candidates, entries
+
+
+def _decided(
+    run: Run, supernet: TrainedSupernet, images: Cached, candidates: Candidates, entries: list[Entry], fronts: Fronts
+) -> Fronts:
+    """The fronts, each led by the winner of a tournament of finalists."""
+    recipe, settings = run.recipe, run.recipe.evolve
+    choose = partial(evolution.finalists, objectives=settings.objectives, space=recipe.space, count=settings.finalists)
+    chosen = outcome.confirmed(candidates, entries, recipe.every_budget, choose)
+    standings = tournament(
+        run,
+        f"{settings.name}/finalists",
+        {name: [Architecture.model_validate(entry["architecture"]) for entry in each] for name, each in chosen.items()},
+        split=supernet.trained_on,
+        images=images,
+        workers=candidates.workers,
+        source=supernet,
+    )
+    led: Fronts = {}
+    for name, each in standings.items():
+        (winner,) = [entry for entry in chosen[name] if entry["key"] == each[0]["key"]]
+        led[name] = [winner, *(entry for entry in fronts[name] if entry["key"] != winner["key"])]
+        run.say(standings_table(each, f"finalists{f' of budget {name}' if name else ''}"))
+    if run.accelerator.is_main_process:
+        write_atomically(run.folder / settings.name / "finalists.json", json.dumps(standings, indent=1))
+    return led
 
 
 def _next(recipe: Recipe, folder: Path) -> str:

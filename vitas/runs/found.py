@@ -48,6 +48,12 @@ def search_needed(name: str) -> bool:
     return bool(re.fullmatch(rf"best(:.+)?|front:.*|{KEY}", name))
 
 
+def had_finalists(recipe: Recipe) -> bool:
+    """Whether what is retrained is from a search whose outcome a tournament has decided."""
+    from_search = any(map(search_needed, choices(recipe).values()))
+    return from_search and (recipe.search_folder / "finalists.json").is_file()
+
+
 def architecture(name: str, search: Path) -> Architecture:
     """The architecture of a name of `retrain.architecture`; `search` is the folder of the search.
 

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from collections.abc import Set
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
 
-from vitas.config import RankError, UserError
-from vitas.data.device import DeviceImages, even_parts
+from vitas.config import UserError
+from vitas.data.device import even_parts
 from vitas.data.plan import make_plan
 from vitas.files import write_atomically
-from vitas.models import saved
 from vitas.report import tracking
 from vitas.report.tables import ranking_table
 from vitas.report.terminal import progress, say
-from vitas.runs import claims, trained
+from vitas.runs import trained
 from vitas.runs.candidates import scored_by
 from vitas.runs.run import Run
-from vitas.runs.training import count_images, train_alone
+from vitas.runs.training import count_images
+from vitas.runs.trainings import Job, Trainings
 from vitas.search import evolution, ranking, zero_cost
 from vitas.search.candidates import Candidates
 from vitas.search.evolution import Entry
-from vitas.search.scoring import tally
-from vitas.search.store import Line, Store
+from vitas.search.store import Line
 from vitas.sections import Retraining
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
-from vitas.train.alone import one_thread
 
 POOL = 10
 """Architectures that are scored, for each that is trained."""
@@ -43,19 +37,6 @@ FIRST_SEED = 2**32
 """Seed of the pool of a recipe with seed 0: that of no search."""
 FEWEST = 3
 """Architectures that can be ranked."""
-
-
-class Job(NamedTuple):
-    """A training of an architecture."""
-
-    architecture: Architecture
-    number: int
-    """How many seeds of it come before."""
-
-    @property
-    def name(self) -> tuple[str, int]:
-        """Key and number."""
-        return self.architecture.key, self.number
 
 
 def rank(run: Run) -> None:
@@ -68,7 +49,6 @@ def rank(run: Run) -> None:
     test = run.cached(run.test, "test", recipe.space.image_size)
     told = _in_words(run, schedule, len(test.labels))
     run.say(f"rank: {told}")
-    trainings = _Trainings(run, schedule, run.on_device(test), test.digest)
     with progress(
         "rank: scores", POOL * recipe.rank.sample * len(recipe.every_budget), "architecture", show=main
     ) as bar:
@@ -84,12 +64,21 @@ def rank(run: Run) -> None:
         pooled += [entry for pool in pools.values() for entry in pool]
         every = {entry["key"]: Architecture.model_validate(entry["architecture"]) for entry in pooled}
         scores = dict(zip(every, candidates.score(list(every.values()), 1.0), strict=True))
+    trainings = Trainings(
+        run,
+        "rank",
+        schedule=schedule,
+        split=run.train,
+        images=test,
+        workers=candidates.workers,
+        about=lambda architecture: {"dss": zero_cost.dss(architecture, run.num_classes)},
+    )
     sampled = {
         name: spread([entry | scores[entry["key"]] for entry in pool], recipe.rank.sample, trainings.trained)
         for name, pool in pools.items()
     }
     chosen = {entry["key"]: every[entry["key"]] for entries in sampled.values() for entry in entries}
-    known = trainings.do(candidates, [Job(architecture, seed) for architecture in chosen.values() for seed in seeds])
+    known = trainings.do([Job(architecture, seed) for architecture in chosen.values() for seed in seeds])
     if main:
         tables = [
             {"budget": name or None, **_compared(entries, known, seeds, recipe.seed)}
@@ -146,102 +135,6 @@ def _pool(run: Run, candidates: Candidates, budget: Budget, name: str, seed: int
         where = f"budgets.{name}" if name else "budget"
         raise UserError(f"{where}: {len(pool)} architectures were found inside it; stage rank needs {FEWEST}")
     return pool
-
-
-class _Trainings:
-    """Trainings of single architectures, each on one rank; what is done once is never done again.
-
-    Args:
-        run: The run.
-        schedule: Of each of them.
-        test: The test images.
-        digest: A name of the test images.
-    """
-
-    def __init__(self, run: Run, schedule: Retraining, test: DeviceImages, digest: str) -> None:
-        self.run, self.schedule, self.test = run, schedule, test
-        self.known: dict[tuple[str, int], Line] = {}
-        made_from = replace(run, recipe=run.recipe.model_copy(update={"retrain": schedule})).settings("retrain")
-        made_from |= {
-            "train": claims.images(run.train),
-            "test": digest,
-            "precision": run.accelerator.mixed_precision,
-            "device": run.accelerator.device.type,
-        }
-        self.folder = run.folder / "rank"
-        if run.accelerator.is_main_process:
-            if claims.made_with(self.folder) != claims.plain(made_from):
-                self._remove()  # begun with other settings
-            claims.sign(self.folder, made_from)
-        self.store = Store(self.folder / "trainings", made_from, run.writer)
-        if run.accelerator.is_main_process:
-            for line in self.store.read(_is_sound):
-                self.known.setdefault((line["key"], line["number"]), line)
-
-    @property
-    def trained(self) -> Set[str]:
-        """Keys of the architectures that were trained before."""
-        return {key for key, _ in self.known}
-
-    def do(self, candidates: Candidates, wanted: list[Job]) -> dict[tuple[str, int], Line]:
-        """The lines of all trainings, on the main rank. All ranks call it; the main one's jobs count."""
-        run, main = self.run, self.run.accelerator.is_main_process
-        # The costliest first, so that the last ones are short and all ranks end together.
-        wanted = sorted(wanted, key=lambda job: (-cost.count(job.architecture, run.num_classes)["macs"], job.name))
-        queue = [job for job in wanted if job.name not in self.known]
-        bar = progress("rank", len(wanted), "training", show=main, initial=len(wanted) - len(queue))
-
-        def show(done: int, of: int) -> None:
-            if run.stop:
-                run.stop.leave()
-            bar.update(max(0, len(wanted) - of + done - bar.n) if main else 0)
-
-        def at(step: int, of: int) -> None:
-            bar.set_postfix(step=f"{step}/{of}", refresh=False)
-            bar.update(0)
-
-        for line in candidates.workers.do(queue, lambda job: self._train(job, at), show):
-            self.known[line["key"], line["number"]] = line
-        bar.close()
-        everyone: list[dict[str, str]] = gather_object([run.train.unreadable.reasons])
-        for reasons in everyone:
-            run.train.unreadable.reasons.update(reasons)
-        if main:
-            run.train.unreadable.tell(say)
-            self._remove()  # what nobody asks for any more
-        return self.known
-
-    def _train(self, job: Job, at: Any) -> Line:
-        """Trains, tests, and notes it, on this rank alone."""
-        run, began = self.run, time.perf_counter()
-        architecture, number = job
-        stage = f"rank/{architecture.key}-{number}"
-        seed = run.recipe.seed + number
-        try:
-            folder = train_alone(run, architecture, self.schedule, stage, seed=seed, split=run.train, on_step=at)
-        except UserError as error:  # the other ranks do not know
-            raise error if isinstance(error, RankError) else RankError(str(error)) from None
-        model = saved.load_model(folder).to(run.accelerator.device)
-        with one_thread(run.accelerator.device):
-            right = tally(model, self.test, 0, len(self.test), batch_size=run.recipe.evaluate.batch_size)
-            # One figure for all seeds of an architecture, which the first of them works out.
-            line = {} if number else {"dss": zero_cost.dss(architecture, run.num_classes)}
-        line |= {"key": architecture.key, "number": number}
-        line |= {"top1": 100 * right.top1 / right.images, "loss": right.loss / right.images}
-        line |= {"seconds": time.perf_counter() - began, "rank": run.accelerator.process_index}
-        self.store.append(line)
-        shutil.rmtree(folder)
-        return line
-
-    def _remove(self) -> None:
-        for folder in self.folder.glob("a*-*/"):
-            shutil.rmtree(folder)
-
-
-def _is_sound(line: Line) -> bool:
-    names = ["number", "top1", "loss"] + ["dss"] * (line.get("number") == 0)
-    figures = [line.get(name) for name in names]
-    return isinstance(line.get("key"), str) and all(isinstance(figure, (int, float)) for figure in figures)
 
 
 def _compared(entries: list[Entry], known: dict[tuple[str, int], Line], seeds: range, seed: int) -> dict[str, Any]:

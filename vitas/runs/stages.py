@@ -17,13 +17,14 @@ from vitas.recipe import Recipe
 from vitas.report.tracking import Tracker
 from vitas.runs import prerequisites
 from vitas.runs.accelerator import make_accelerator
+from vitas.runs.baseline import baseline
 from vitas.runs.evaluate import evaluate
 from vitas.runs.evolve import evolve
 from vitas.runs.launch import end_launcher_of_ranks, end_launcher_quietly
 from vitas.runs.lock import hold
 from vitas.runs.rank import rank
 from vitas.runs.run import Run
-from vitas.runs.training import baseline, retrain, supernet
+from vitas.runs.training import retrain, supernet
 from vitas.train.stop import StopRequest
 
 

@@ -36,6 +36,11 @@ class TrainedSupernet:
         return self.run.checksum(self.weights)
 
     @property
+    def trained_on(self) -> Split:
+        """The training images that it has seen."""
+        return self.run.train.hold_out(self.holdout, self.seed)[0]
+
+    @property
     def held_out(self) -> Split:
         """The training images that it has not seen."""
         return self.run.train.hold_out(self.holdout, self.seed)[1]

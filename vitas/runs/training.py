@@ -1,4 +1,4 @@
-"""The stages that train: `supernet`, `retrain` and `baseline`."""
+"""The stages that train, `supernet` and `retrain`, and how any architecture is trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from vitas.runs import found, trained
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.sections import Retraining, Training
-from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import sample_inside
 from vitas.spaces.cost import COUNTED
@@ -87,18 +86,11 @@ def subnets(
 def retrain(run: Run) -> None:
     """Trains the found architecture, or those that the recipe names, one after the other."""
     source = trained.find(run, "retrain.init: supernet") if run.recipe.retrain.init == "supernet" else None
-    for stage, architecture in _architectures(run, "retrain"):
-        _train_one(run, architecture, stage, source)
+    for stage, architecture in architectures(run, "retrain"):
+        train_one(run, architecture, stage, source)
 
 
-def baseline(run: Run) -> None:
-    """Trains a plain uniform ViT of no less cost for each of them, in just the same way, for comparison."""
-    fewest = min(run.recipe.space.heads)
-    for stage, architecture in _architectures(run, "baseline"):
-        _train_one(run, cost.uniform_vit(architecture, run.num_classes, min_heads=fewest), stage, None)
-
-
-def _architectures(run: Run, stage: str) -> list[tuple[str, Architecture]]:
+def architectures(run: Run, stage: str) -> list[tuple[str, Architecture]]:
     """The folder in the run, and the architecture, of each that the recipe names."""
     recipe = run.recipe
     return [
@@ -107,7 +99,7 @@ def _architectures(run: Run, stage: str) -> list[tuple[str, Architecture]]:
     ]
 
 
-def _train_one(run: Run, architecture: Architecture, stage: str, source: TrainedSupernet | None) -> None:
+def train_one(run: Run, architecture: Architecture, stage: str, source: TrainedSupernet | None) -> None:
     """Trains one architecture, from the weights of `source` on if there is one."""
     made_with = run.settings("retrain") | {"shape": architecture.model_dump(mode="json")}
     folder = run.claim(stage, made_with | ({"supernet": source.checksum} if source else {}))
@@ -123,9 +115,10 @@ def train_alone(
     *,
     seed: int,
     split: Split,
+    source: TrainedSupernet | None,
     on_step: Callable[[int, int], None],
 ) -> Path:
-    """Trains one architecture from new weights on this rank alone, whatever the other ranks do meanwhile.
+    """Trains one architecture on this rank alone, whatever the other ranks do meanwhile.
 
     It goes on from its last checkpoint, and does nothing when it is done. A request to stop ends the process, after
     the step at work is saved.
@@ -137,6 +130,7 @@ def train_alone(
         stage: Folder in the run, which the caller has claimed for just this training.
         seed: Seed of the weights, the order of the images and their augmentation.
         split: The training images; with a stream, the caller has counted them (`count_images`).
+        source: The supernet whose weights it starts from; None for new ones.
         on_step: Told after each step how many of how many are done.
 
     Returns:
@@ -147,7 +141,7 @@ def train_alone(
         recipe = run.recipe.model_copy(update={"retrain": settings, "seed": seed})
         by_itself = replace(run, recipe=recipe, accelerator=alone(run.accelerator), tracker=Untracked(), train=split)
         with one_thread(run.accelerator.device):
-            _train_from(by_itself, architecture, stage, None, on_step)
+            _train_from(by_itself, architecture, stage, source, on_step)
     return folder
 
 

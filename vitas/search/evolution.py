@@ -28,6 +28,9 @@ Score = Callable[[list[Architecture], float], list[Entry]]
 MAX_DRAWS = 2_000_000
 """Random architectures that are looked at, at most, for one inside the budget."""
 
+NEAR_THE_BEST = 4
+"""Candidates that finalists are taken from, for each of these."""
+
 LARGER_IS_BETTER = ("top1", "throughput")
 
 WORST = 1e30
@@ -207,6 +210,30 @@ def front(entries: Sequence[Entry], budget: Budget, objectives: Sequence[str]) -
     worth = _losses(lawful, [quality(objectives)])[:, 0]
     best = sorted(chosen, key=lambda index: (worth[index], lawful[index]["macs"], lawful[index]["key"]))
     return [lawful[index] for index in best]
+
+
+def finalists(
+    entries: Sequence[Entry], budget: Budget, objectives: Sequence[str], space: SearchSpace, count: int
+) -> list[Entry]:
+    """The best and most different of the entries inside the budget, scored on all images.
+
+    The first is the best; each of the next is, among the best `NEAR_THE_BEST` x `count`, that whose choices differ
+    most from all before, that is in most genes from the nearest of them.
+    """
+    unique = {entry["key"]: entry for entry in entries if entry["fidelity"] == 1}
+    lawful = inside(list(unique.values()), budget)
+    if not lawful:
+        return []
+    worth = _losses(lawful, [quality(objectives)])[:, 0]
+    order = sorted(range(len(lawful)), key=lambda at: (worth[at], lawful[at]["macs"], lawful[at]["key"]))
+    pool = [lawful[at] for at in order[: NEAR_THE_BEST * count]]
+    genomes = np.array([space.encode(Architecture.model_validate(entry["architecture"])) for entry in pool])
+    chosen = [0]
+    distance = np.full(len(pool), genomes.shape[1])
+    while len(chosen) < min(count, len(pool)):
+        distance = np.minimum(distance, (genomes != genomes[chosen[-1]]).sum(axis=1))
+        chosen.append(int(distance.argmax()))  # of equally different ones the best
+    return [pool[at] for at in chosen]
 
 
 def quality(objectives: Sequence[str]) -> str:

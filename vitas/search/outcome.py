@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vitas.config import UserError
 from vitas.search.candidates import Candidates
@@ -14,6 +14,9 @@ from vitas.spaces.cost import MEASURED
 Fronts = dict[str, list[Entry]]
 """For each budget its front, the best first."""
 
+Choice = Callable[[Sequence[Entry], Budget], list[Entry]]
+"""Takes some of the entries for a budget; none if none is inside."""
+
 
 def fronts(entries: Sequence[Entry], budgets: Mapping[str, Budget], objectives: Sequence[str]) -> Fronts:
     """The front of each budget, which may be empty."""
@@ -21,9 +24,9 @@ def fronts(entries: Sequence[Entry], budgets: Mapping[str, Budget], objectives: 
 
 
 def confirmed(
-    candidates: Candidates, entries: Sequence[Entry], budgets: Mapping[str, Budget], objectives: Sequence[str]
+    candidates: Candidates, entries: Sequence[Entry], budgets: Mapping[str, Budget], choose: Choice
 ) -> Fronts:
-    """The fronts of those whose measured costs are inside the budget when they are measured once more.
+    """What `choose` makes of the entries, of those whose measured costs are inside the budget when measured once more.
 
     Of many noisy measurements some fall into a window by luck, and the search prefers what is in the window. All ranks
     call it.
@@ -31,14 +34,14 @@ def confirmed(
     Raises:
         UserError: For a budget nothing is left; says what the candidates reach.
     """
-    return {name: _confirmed(candidates, entries, name, budget, objectives) for name, budget in budgets.items()}
+    return {name: _confirmed(candidates, entries, name, budget, choose) for name, budget in budgets.items()}
 
 
 def _confirmed(
-    candidates: Candidates, entries: Sequence[Entry], name: str, budget: Budget, objectives: Sequence[str]
+    candidates: Candidates, entries: Sequence[Entry], name: str, budget: Budget, choose: Choice
 ) -> list[Entry]:
     rest = list(entries)
-    while best := front(rest, budget, objectives):
+    while best := choose(rest, budget):
         again = [candidates.costs_again(Architecture.model_validate(entry["architecture"])) for entry in best]
         both = list(zip(best, again, strict=True))
         kept = inside([entry | costs for entry, costs in both], budget)

@@ -75,16 +75,26 @@ def uniform_vit(like: Architecture, num_classes: int, *, min_heads: int = 1) -> 
     Same image, patch and number of blocks; every block has qkv 3 x and MLP 4 x the embedding, and as many heads as
     most blocks of `like` (of equally frequent counts the largest), but no fewer than `min_heads`.
     """
-    target = count(like, num_classes)["macs"]
     frequency = Counter(block.heads for block in like.kept)
     heads = max(min_heads, max(frequency, key=lambda heads: (frequency[heads], heads), default=1))
+    return _smallest_vit(like, num_classes, like.patch_size, heads)
+
+
+def uniform_vits(like: Architecture, num_classes: int, space: SearchSpace) -> list[Architecture]:
+    """`uniform_vit`, and those of the other patch sizes and numbers of heads of a space."""
+    own = uniform_vit(like, num_classes, min_heads=min(space.heads))
+    others = [
+        _smallest_vit(like, num_classes, patch, heads) for patch in space.patch_size for heads in sorted(space.heads)
+    ]
+    return [own, *(vit for vit in others if vit != own)]
+
+
+def _smallest_vit(like: Architecture, num_classes: int, patch_size: int, heads: int) -> Architecture:
+    target = count(like, num_classes)["macs"]
     for width in itertools.count(heads, heads):
         block = Block(heads=heads, qkv_dim=3 * width, mlp_dim=4 * width)
         vit = Architecture(
-            image_size=like.image_size,
-            patch_size=like.patch_size,
-            embed_dim=width,
-            blocks=(block,) * len(like.kept),
+            image_size=like.image_size, patch_size=patch_size, embed_dim=width, blocks=(block,) * len(like.kept)
         )
         if count(vit, num_classes)["macs"] >= target:
             return vit
