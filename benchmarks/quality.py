@@ -5,9 +5,10 @@
 
 For each seed: trains the supernet of `quality/space.yaml` with the changes, scores the architectures of
 `quality/truth.json` in it, searches it, and trains what it found alone, as those of the table were. Prints Kendall's
-tau with the table and the regret (points lost by taking the favourite of the random architectures), by top-1 and by
-loss, what the found one has, and CPU seconds. Each seed adds a line to `quality/results.jsonl`, which `--show` prints
-as a table of means and standard deviations; the same command does only what is not there.
+tau with the table and the regret (points lost by taking the favourite of the random architectures), by top-1, by loss
+and as trials correct them, what the found one has, and CPU seconds. Each seed adds a line to
+`quality/results.jsonl`, which `--show` prints as a table of means and standard deviations; the same command does only
+what is not there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from vitas.data.sources import open_splits
 from vitas.models import saved
 from vitas.models.supernet import Supernet
 from vitas.recipe import Recipe
+from vitas.search import evolution
+from vitas.search.correction import Correction
 from vitas.search.ranking import regret
 from vitas.search.scoring import Scorer
 from vitas.spaces.architecture import Architecture
@@ -42,6 +45,9 @@ sys.path.insert(0, str(HERE))
 import truth  # noqa: E402  the folder is no package
 
 RESULTS, RUNS = HERE / "results.jsonl", HERE / "runs"
+COLUMNS = [f"{figure} {name}" for figure in ("tau", "regret") for name in ("top1", "loss", "corrected")]
+COLUMNS += ["top-1 in supernet", "CPU s", "found", "search CPU s"]
+"""Of the printed table."""
 FOUND_SEEDS = 3
 """Trainings of a found architecture; none of their seeds is one by which the fair uniform ViT was chosen (0)."""
 
@@ -108,9 +114,26 @@ def judge(settings: Recipe, *, search: bool) -> dict[str, Any]:
         began = cpu_seconds()
         do(settings, "evolve")
         line["search_seconds"] = round(cpu_seconds() - began)
-        best = Architecture.from_yaml(settings.folder / settings.evolve.name / "best.yaml")
+        folder = settings.folder / settings.evolve.name
+        if settings.evolve.trials:
+            told = json.loads((folder / "trials.json").read_text())["trials"]
+            line["corrected"] = corrected(line["scores"], told, evolution.quality(settings.evolve.objectives))
+        best = Architecture.from_yaml(folder / "best.yaml")
         line |= {"found": best.key, "in_words": best.in_words, "each": alone(best)}
     return line
+
+
+def corrected(scores: dict[str, list[float]], trials: list[dict[str, Any]], quality: str) -> dict[str, float]:
+    """What a search with these trials takes each architecture of the table for, by its key."""
+    nets = [net.architecture for net in truth.random_nets(truth.settings())]
+    sign, column = {"top1": (1, 0), "loss": (-1, 1)}[quality]
+    correction = Correction(
+        [Architecture.model_validate(one["architecture"]) for one in trials],
+        np.array([sign * one[f"supernet_{quality}"] for one in trials]),
+        np.array([one["loss"] for one in trials]),
+    )
+    values = correction(nets, np.array([sign * scores[net.key][column] for net in nets]))
+    return {net.key: round(float(value), 4) for net, value in zip(nets, values, strict=True)}
 
 
 def alone(architecture: Architecture) -> list[float]:
@@ -122,17 +145,18 @@ def alone(architecture: Architecture) -> list[float]:
 
 
 def figures(line: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How well the scores of a line rank the architectures of the table."""
-    true = np.array([row["top1"] for row in rows])
-    patch = np.array([row["shape"]["patch_size"] for row in rows])
+    """The figures of `COLUMNS` that a line has: how well its scores rank the architectures of the table, and others."""
+    true, each = np.array([row["top1"] for row in rows]), np.array([row["each"] for row in rows])
     top1, loss = np.array([line["scores"][row["key"]] for row in rows]).T
-    found: dict[str, float] = {}
-    for name, values in {"top1": top1, "loss": -loss}.items():
-        found[f"tau {name}"] = float(kendalltau(values, true).statistic)
-        each = [kendalltau(values[patch == size], true[patch == size]).statistic for size in np.unique(patch)]
-        found[f"tau {name}, one patch size"] = float(np.mean(each))
-        found[f"regret {name}"] = regret(values, np.array([row["each"] for row in rows]))
-    return found | {"top-1 in supernet": float(top1.mean()), "CPU s": line["supernet_seconds"]}
+    rankings = {"top1": top1, "loss": -loss}
+    if "corrected" in line:
+        rankings["corrected"] = np.array([line["corrected"][row["key"]] for row in rows])
+    found = {f"tau {name}": float(kendalltau(values, true).statistic) for name, values in rankings.items()}
+    found |= {f"regret {name}": regret(values, each) for name, values in rankings.items()}
+    found |= {"top-1 in supernet": float(top1.mean()), "CPU s": line["supernet_seconds"]}
+    if "each" in line:
+        found |= {"found": float(np.mean(line["each"])), "search CPU s": line["search_seconds"]}
+    return found
 
 
 def lines() -> list[dict[str, Any]]:
@@ -146,14 +170,12 @@ def show(table: dict[str, Any]) -> None:
     for line in lines():
         if line["table"] == table["table"]:
             groups.setdefault((" ".join(line["changes"]) or "(none)", line["recipe"]), []).append(line)
-    for number, ((name, _), group) in enumerate(groups.items()):
+    print("| changes | seeds | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 2) + "|")
+    for (name, _), group in groups.items():
         each = [figures(line, rows) for line in group]
-        if number == 0:
-            print("| changes | seeds | " + " | ".join(each[0]) + " | found |")
-            print("|---" * (len(each[0]) + 3) + "|")
-        cells = [spread([found[figure] for found in each]) for figure in each[0]]
-        found = [float(np.mean(line["each"])) for line in group if "each" in line]
-        print(f"| {name} | {len(group)} | " + " | ".join(cells) + f" | {spread(found) if found else ''} |")
+        values = [[found[column] for found in each if column in found] for column in COLUMNS]
+        cells = [spread(known) if known else "" for known in values]
+        print(f"| {name} | {len(group)} | " + " | ".join(cells) + " |")
     fair, random = table["fair_uniform"], table["random"]
     print(
         f"\nceiling of tau {table['ceiling']['tau_of_the_true_ranking']}; without a supernet: "

@@ -127,10 +127,12 @@ class Recipe(Section):
     @property
     def ranking_schedule(self) -> Retraining:
         """The schedule of the trainings of stage `rank`: that of `retrain`, shortened, from new weights."""
-        whole = self.retrain
-        epochs = self.rank.epochs or whole.epochs / 4
-        warmup = whole.warmup_epochs * epochs / whole.epochs
-        return whole.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "init": "scratch"})
+        return self.retrain.over(self.rank.epochs or self.retrain.epochs / 4).model_copy(update={"init": "scratch"})
+
+    @property
+    def trial_schedule(self) -> Retraining:
+        """The schedule of the trials of a search: that of `retrain`, shortened, from the supernet's weights."""
+        return self.retrain.over(self.evolve.trial_epochs or self.retrain.epochs / 4)
 
     @property
     def folder(self) -> Path:

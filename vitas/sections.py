@@ -33,6 +33,9 @@ NAME = r"^[A-Za-z0-9][\w.-]*$"
 MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
 """Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
 
+FEWEST_TRIALS = 8
+"""Of fewer trials nothing can be learnt."""
+
 QUALITIES = ("top1", "loss")
 """Objectives that say how well a candidate does, not what it costs."""
 
@@ -242,6 +245,10 @@ class Retraining(Training):
     compile: bool = False
     """Compile the model with torch.compile."""
 
+    def over(self, epochs: float) -> Retraining:
+        """The same schedule over other epochs, with its warm-up in proportion."""
+        return self.model_copy(update={"epochs": epochs, "warmup_epochs": self.warmup_epochs * epochs / self.epochs})
+
 
 class Evolution(Section):
     """The search."""
@@ -260,6 +267,11 @@ class Evolution(Section):
     fidelity: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
     """Successive halving: the parts of the images, such as `[0.1, 0.3, 1.0]`, on which all candidates of a generation,
     then the better half, then the better half of these are scored. Only those scored on all can be found."""
+    trials: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Random architectures of the budgets that are first trained alone, from the supernet's weights, to correct its
+    scores by: the search then improves what they foretell. 8 or more, 24 are a good number; 0 for none."""
+    trial_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Epochs of a trial, otherwise a training of `retrain`, its warm-up in proportion; left out, a quarter of its."""
     finalists: Annotated[int, Field(ge=0, le=256)] = 0
     """The best and most different candidates, which are trained from the supernet's weights, halved by their loss until
     one is left: the best architecture is that one. It takes half of a retraining. 0 for the highest score instead."""
@@ -281,6 +293,13 @@ class Evolution(Section):
         if name in (taken := ("supernet", "rank", "retrain", "baseline", "cache", "wandb")):
             raise ValueError(f"expected another name than {', '.join(taken)}, got {name}")
         return name
+
+    @field_validator("trials")
+    @classmethod
+    def _enough(cls, trials: int) -> int:
+        if 0 < trials < FEWEST_TRIALS:
+            raise ValueError(f"expected 0 or at least {FEWEST_TRIALS}, got {trials}")
+        return trials
 
     @field_validator("fidelity")
     @classmethod

@@ -3,21 +3,71 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import islice
 
 import torch
 
+from vitas.config import UserError
 from vitas.data.decoded import Cached
 from vitas.data.device import stratified
 from vitas.models.measured import measure
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
+from vitas.search import evolution
 from vitas.search.candidates import Candidates
+from vitas.search.evolution import Entry
 from vitas.search.scoring import PRECISIONS, Scorer
 from vitas.search.store import Store
 from vitas.search.workers import Workers
 from vitas.spaces.architecture import Architecture
 from vitas.train.memory import explained
+
+TRIES = 10
+"""How often architectures are drawn in place of those outside a measured window."""
+FEWEST = 3
+"""Architectures that can be ranked."""
+
+
+def random_inside(
+    run: Run,
+    candidates: Candidates,
+    sizes: Mapping[str, int],
+    *,
+    seed: int,
+    purpose: str,
+    each_patch_size: bool = False,
+) -> dict[str, list[Entry]]:
+    """So many different random architectures inside each budget, with their costs. All ranks call it.
+
+    Args:
+        run: The run.
+        candidates: Know the costs.
+        sizes: How many, by the name of the budget.
+        seed: Seed of them with a recipe of seed 0.
+        purpose: What needs them.
+        each_patch_size: Whether all patch sizes are to be among them alike.
+
+    Raises:
+        UserError: Fewer than `FEWEST` are found for a budget.
+    """
+    recipe, found, skips = run.recipe, {}, run.skips
+    for number, (name, budget) in enumerate(recipe.every_budget.items()):
+        size = sizes[name]
+        genomes = evolution.random_genomes(
+            recipe.space, budget, run.num_classes, seed=seed + recipe.seed + number, skip=skips[name]
+        )
+        if each_patch_size:
+            genomes = evolution.each_patch_size(genomes, TRIES * size)
+        pool: list[Entry] = []
+        for _ in range(TRIES):
+            drawn = [recipe.space.decode(genome) for genome in islice(genomes, size - len(pool))]
+            pool += evolution.inside(candidates.costs(drawn), budget)
+        if len(pool) < FEWEST:
+            where = f"budgets.{name}" if name else "budget"
+            raise UserError(f"{where}: {len(pool)} architectures were found inside it; {purpose} needs {FEWEST}")
+        found[name] = pool
+    return found
 
 
 def scored_by(

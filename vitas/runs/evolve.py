@@ -14,7 +14,7 @@ from vitas.recipe import Recipe
 from vitas.report import tracking
 from vitas.report.tables import front_table, standings_table
 from vitas.report.terminal import progress, say
-from vitas.runs import claims, trained
+from vitas.runs import claims, trained, trials
 from vitas.runs.candidates import scored_by
 from vitas.runs.finalists import shortened, tournament
 from vitas.runs.found import best_file
@@ -39,6 +39,7 @@ def evolve(run: Run) -> None:
         "budgets": windows if recipe.budgets else {"budget": windows[""]},
         "measured": recipe.budget.deployment if recipe.measured else {},
         "evolve": settings.model_dump(exclude={"batch_size", "generations", "finalists"}),
+        "trials": recipe.trial_schedule.model_dump(mode="json", exclude=claims.HOW) if settings.trials else {},
         # Scores belong to one set of weights and of images: with others this would be another search.
         "supernet": supernet.checksum,
         "images": claims.images(split) | ({"test": recipe.data.test} if on_test else {}),
@@ -58,7 +59,7 @@ def evolve(run: Run) -> None:
     decoded = run.cached(split, "test" if on_test else "holdout", recipe.space.image_size)
     candidates, entries = _search(run, supernet, decoded, folder)
     found = outcome.confirmed(
-        candidates, entries, recipe.every_budget, partial(evolution.front, objectives=settings.objectives)
+        candidates, entries, recipe.every_budget, partial(evolution.front, objectives=evolution.objectives(settings))
     )
     if settings.finalists > 1:
         found = _decided(run, supernet, decoded, candidates, entries, found)
@@ -92,17 +93,18 @@ def _is_done(summary: Path, recipe: Recipe) -> bool:
 def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -> tuple[Candidates, list[Entry]]:
     """Does all generations; returns their entries."""
     recipe, settings, main = run.recipe, run.recipe.evolve, run.accelerator.is_main_process
+    candidates = scored_by(run, supernet, images, lambda *_: _leave_if_stopped(run))
+    score = trials.corrected(run, supernet, images, candidates) if settings.trials else candidates.score
     total = settings.population * settings.generations
     bar = progress(settings.stage, total, "candidate", show=main)
     entries: list[Entry] = []
 
     def show(done: int, of: int) -> None:
-        if run.stop:
-            run.stop.leave()  # every score so far is in the store
+        _leave_if_stopped(run)
         here = settings.population * done // max(1, of)
         bar.update(max(0, min(total, len(entries) + here) - bar.n))
 
-    candidates = scored_by(run, supernet, images, show)
+    candidates.on_progress = show
     journal = folder / "candidates.jsonl"
     if not journal.is_file():  # else the search is replayed, and tells what it told before
         run.tracker.rewind(settings.stage, 0)
@@ -112,17 +114,18 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
         settings,
         run.num_classes,
         candidates.costs,
-        candidates.score,
+        score,
         seed=recipe.seed,
         skips=run.skips,
     )
-    quality = evolution.quality(settings.objectives)
+    objectives = evolution.objectives(settings)
+    quality = evolution.quality(objectives)
     figures = ["top1"] + ["loss"] * ("loss" in settings.objectives)
     if main:
         journal.write_text("")
     for number, generation in enumerate(generations, 1):
         entries += generation
-        fronts = outcome.fronts(entries, recipe.every_budget, settings.objectives)
+        fronts = outcome.fronts(entries, recipe.every_budget, objectives)
         first = {name and f"_{name}": front[0] for name, front in fronts.items() if front}
         best = {tracking.BEST[figure] + end: entry[figure] for figure in figures for end, entry in first.items()}
         scored = [entry["top1"] for entry in generation if entry["images"]]
@@ -140,12 +143,19 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
     return candidates, entries
 
 
+def _leave_if_stopped(run: Run) -> None:
+    if run.stop:
+        run.stop.leave()  # every score so far is in the store
+
+
 def _decided(
     run: Run, supernet: TrainedSupernet, images: Cached, candidates: Candidates, entries: list[Entry], fronts: Fronts
 ) -> Fronts:
     """The fronts, each led by the winner of a tournament of finalists."""
     recipe, settings = run.recipe, run.recipe.evolve
-    choose = partial(evolution.finalists, objectives=settings.objectives, space=recipe.space, count=settings.finalists)
+    choose = partial(
+        evolution.finalists, objectives=evolution.objectives(settings), space=recipe.space, count=settings.finalists
+    )
     chosen = outcome.confirmed(candidates, entries, recipe.every_budget, choose)
     standings = tournament(
         run,

@@ -86,10 +86,7 @@ def rounds(entrants: int) -> int:
 
 def shortened(schedule: Retraining, entrants: int, turn: int) -> Retraining:
     """The schedule of a round, the first being 0: all rounds of so many entrants take about `SHARE` of it together."""
-    part = SHARE * 2**turn / (entrants * rounds(entrants))
-    return schedule.model_copy(
-        update={"epochs": schedule.epochs * part, "warmup_epochs": schedule.warmup_epochs * part}
-    )
+    return schedule.over(schedule.epochs * SHARE * 2**turn / (entrants * rounds(entrants)))
 
 
 def _standings(entrants: Sequence[Architecture], lines: Mapping[str, list[dict[str, float]]]) -> list[Standing]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Set
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitas.config import UserError
 from vitas.data.device import even_parts
 from vitas.data.plan import make_plan
 from vitas.files import write_atomically
@@ -18,25 +16,21 @@ from vitas.report import tracking
 from vitas.report.tables import ranking_table
 from vitas.report.terminal import progress, say
 from vitas.runs import trained
-from vitas.runs.candidates import scored_by
+from vitas.runs.candidates import random_inside, scored_by
 from vitas.runs.run import Run
 from vitas.runs.training import count_images
 from vitas.runs.trainings import Job, Trainings
-from vitas.search import evolution, ranking, zero_cost
-from vitas.search.candidates import Candidates
+from vitas.search import ranking, zero_cost
 from vitas.search.evolution import Entry
 from vitas.search.store import Line
 from vitas.sections import Retraining
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
-from vitas.spaces.budget import Budget
 
 POOL = 10
 """Architectures that are scored, for each that is trained."""
 FIRST_SEED = 2**32
 """Seed of the pool of a recipe with seed 0: that of no search."""
-FEWEST = 3
-"""Architectures that can be ranked."""
 
 
 def rank(run: Run) -> None:
@@ -60,7 +54,8 @@ def rank(run: Run) -> None:
 
         pooled: list[Entry] = []
         candidates = scored_by(run, supernet, holdout, show)
-        pools = _pools(run, candidates)
+        sizes = dict.fromkeys(recipe.every_budget, POOL * recipe.rank.sample)
+        pools = random_inside(run, candidates, sizes, seed=FIRST_SEED, purpose="stage rank")
         pooled += [entry for pool in pools.values() for entry in pool]
         every = {entry["key"]: Architecture.model_validate(entry["architecture"]) for entry in pooled}
         scores = dict(zip(every, candidates.score(list(every.values()), 1.0), strict=True))
@@ -112,29 +107,6 @@ def _in_words(run: Run, schedule: Retraining, test_images: int) -> str:
         f"with {settings.seeds} seed{'s' * (settings.seeds > 1)}: {schedule.epochs:g} epochs of {images:,} images, "
         f"{plan.stop:,} steps of {plan.batch_size}, lr {schedule.lr:g}; tested on {test_images:,} images"
     )
-
-
-def _pools(run: Run, candidates: Candidates) -> dict[str, list[Entry]]:
-    """Of each budget different random architectures inside it, with their costs. All ranks call it."""
-    recipe = run.recipe
-    skips = run.skips
-    return {
-        name: _pool(run, candidates, budget, name, FIRST_SEED + recipe.seed + number, skips[name])
-        for number, (name, budget) in enumerate(recipe.every_budget.items())
-    }
-
-
-def _pool(run: Run, candidates: Candidates, budget: Budget, name: str, seed: int, skip: float) -> list[Entry]:
-    space, size = run.recipe.space, POOL * run.recipe.rank.sample
-    genomes = evolution.random_genomes(space, budget, run.num_classes, seed=seed, skip=skip)
-    pool: list[Entry] = []
-    for _ in range(POOL):  # measured windows may leave out many
-        drawn = [space.decode(genome) for genome in islice(genomes, size - len(pool))]
-        pool += evolution.inside(candidates.costs(drawn), budget)
-    if len(pool) < FEWEST:
-        where = f"budgets.{name}" if name else "budget"
-        raise UserError(f"{where}: {len(pool)} architectures were found inside it; stage rank needs {FEWEST}")
-    return pool
 
 
 def _compared(entries: list[Entry], known: dict[tuple[str, int], Line], seeds: range, seed: int) -> dict[str, Any]:

@@ -31,7 +31,10 @@ MAX_DRAWS = 2_000_000
 NEAR_THE_BEST = 4
 """Candidates that finalists are taken from, for each of these."""
 
-LARGER_IS_BETTER = ("top1", "throughput")
+CORRECTED = "corrected"
+"""What trials make of a score (`vitas.search.correction`); where there are any, it is improved in its place."""
+
+LARGER_IS_BETTER = ("top1", CORRECTED, "throughput")
 
 WORST = 1e30
 
@@ -72,7 +75,7 @@ def first_generation(
     return np.array(list(islice(random_genomes(space, budget, num_classes, seed=seed, skip=skip), size)))
 
 
-def _each_patch_size(genomes: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def each_patch_size(genomes: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """`size` of the genomes, all patch sizes among them alike.
 
     A step from one patch size to another leaves a narrow budget: evolution seldom finds one that its first generation
@@ -105,9 +108,9 @@ class _Search:
 
         first = random_genomes(space, budget, num_classes, seed=seed, skip=skip)
         if settings.algorithm != "random":
-            first = _each_patch_size(first, size)
+            first = each_patch_size(first, size)
         constraints = 1 + max(1, len(budget.windows()))
-        self.space, self.budget, self.objectives, self.size = space, budget, settings.objectives, size
+        self.space, self.budget, self.objectives, self.size = space, budget, objectives(settings), size
         self.algorithm = Algorithm(settings, space, size, first, allowed, constraints, seed)
 
     def ask(self, most: int) -> list[Architecture]:
@@ -238,7 +241,22 @@ def finalists(
 
 def quality(objectives: Sequence[str]) -> str:
     """The objective that decides which candidate is the best: top-1 or the loss, whichever is named first."""
-    return next(name for name in objectives if name in QUALITIES)
+    return next(name for name in objectives if name in (*QUALITIES, CORRECTED))
+
+
+def objectives(settings: Evolution) -> list[str]:
+    """What a search improves: what its settings say, but with trials the corrected score in place of the first."""
+    if not settings.trials:
+        return list(settings.objectives)
+    first = quality(settings.objectives)
+    return [
+        CORRECTED if name == first else name for name in settings.objectives if name == first or name not in QUALITIES
+    ]
+
+
+def worth(entries: Sequence[Entry], objective: str) -> np.ndarray:
+    """(N,) An objective of entries, larger is better."""
+    return -_losses(entries, [objective])[:, 0]
 
 
 def _losses(entries: Sequence[Entry], objectives: Sequence[str]) -> np.ndarray:

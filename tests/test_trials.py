@@ -1,0 +1,159 @@
+"""Trials: what a supernet gets wrong is learnt from a few trainings, and a search follows what was learnt."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import QUICKSTART, SHORT, small_space
+from ranks import config, train
+from scipy.stats import kendalltau
+
+from vitas import recipe
+from vitas.files import read_lines
+from vitas.runs import stages
+from vitas.search import evolution
+from vitas.search.correction import Correction
+from vitas.sections import Evolution
+from vitas.spaces.architecture import Architecture
+
+SPACE = small_space()
+NETS = [SPACE.sample(5, number, skip=0.3) for number in range(124)]
+TRAINED, OTHERS = slice(0, 24), slice(24, 124)
+
+
+def heads(net: Architecture) -> float:
+    return float(np.mean([np.log2(block.heads) for block in net.kept]))
+
+
+def tau(one, other) -> float:
+    return kendalltau(one, other).statistic
+
+
+def test_a_bias_against_one_choice_is_taken_out():
+    rng = np.random.default_rng(0)
+    worth = np.array([np.log(net.embed_dim) + 2 * len(net.kept) + 2 * heads(net) for net in NETS])
+    scores = worth - 2 * np.array([heads(net) for net in NETS]) + 0.3 * rng.normal(size=len(NETS))
+    correction = Correction(NETS[TRAINED], scores[TRAINED], -worth[TRAINED])
+    before, after = tau(scores[OTHERS], worth[OTHERS]), tau(correction(NETS[OTHERS], scores[OTHERS]), worth[OTHERS])
+    assert before < 0.75 and after > 0.9
+    assert correction.taus["score"] == pytest.approx(tau(scores[TRAINED], worth[TRAINED]))
+    assert correction.taus["corrected"] > 0.85
+
+
+def test_a_score_that_is_right_stays_right_and_noise_in_the_trainings_does_not_spoil_it():
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=len(NETS))  # nothing that the choices tell
+    losses = -scores[TRAINED] + 0.3 * rng.normal(size=24)
+    correction = Correction(NETS[TRAINED], scores[TRAINED], losses)
+    assert tau(correction(NETS[OTHERS], scores[OTHERS]), scores[OTHERS]) > 0.75
+
+
+def test_what_was_trained_left_out_does_not_foretell_itself():
+    rng = np.random.default_rng(2)
+    correction = Correction(NETS[TRAINED], rng.normal(size=24), rng.normal(size=24))
+    assert abs(correction.taus["corrected"]) < 0.35
+
+
+@pytest.mark.parametrize("far", [1e30, -1e30])
+def test_a_score_far_from_all_that_was_trained_is_no_better_than_a_little_beyond(far):
+    scores = np.arange(24.0)
+    correction = Correction(NETS[TRAINED], scores, -scores)
+    (found,) = correction(NETS[:1], np.array([far]))
+    low, high = correction([NETS[0]] * 2, np.array([-23.0, 46.0]))
+    assert found == (high if far > 0 else low) and np.isfinite(found)
+
+
+def test_a_search_with_trials_improves_the_corrected_score_in_place_of_the_first():
+    def improved(*objectives: str, trials: int = 8) -> list[str]:
+        return evolution.objectives(Evolution(objectives=list(objectives), trials=trials))
+
+    assert improved("top1", trials=0) == ["top1"]
+    assert improved("loss") == ["corrected"]
+    assert improved("macs", "loss", "top1") == ["macs", "corrected"]
+    with pytest.raises(ValueError, match="expected 0 or at least 8, got 3"):
+        Evolution(trials=3)
+
+
+SETTINGS = [setting for setting in SHORT if not setting.startswith(("evolve.", "retrain."))]
+SETTINGS += [
+    "data.workers=0",
+    "data.holdout=0.3",
+    "evolve.batch_size=16",
+    "evolve.population=8",
+    "evolve.generations=3",
+]
+SETTINGS += ["retrain.epochs=2", "retrain.warmup_epochs=1", "evolve.trials=8", "stages=[evolve]"]
+
+
+def run(folder, *overrides: str) -> None:
+    stages.run(recipe.load(QUICKSTART, [*SETTINGS, f"output={folder}", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory):
+    """The run of a trained supernet."""
+    folder = tmp_path_factory.mktemp("supernet")
+    run(folder, "stages=[supernet]")
+    return folder / "quickstart"
+
+
+@pytest.fixture(scope="module")
+def whole(supernet, tmp_path_factory):
+    """The same run, searched by one process."""
+    folder = shutil.copytree(supernet, tmp_path_factory.mktemp("whole") / "quickstart")
+    run(folder.parent)
+    return folder
+
+
+def outcome(folder) -> list[str]:
+    names = ("trials.json", "candidates.jsonl", "front.json", "best.yaml")
+    return [(folder / "evolution" / name).read_text() for name in names]
+
+
+def trainings(folder) -> list[str]:
+    return sorted(
+        line["key"] for file in folder.glob("evolution/trials/trainings/*/*.jsonl") for line in read_lines(file)
+    )
+
+
+@pytest.mark.launch
+def test_the_best_is_what_the_trials_foretell_to_be_the_best(whole, capsys):
+    told = json.loads((whole / "evolution" / "trials.json").read_text())
+    assert len({one["key"] for one in told["trials"]}) == 8 == len(trainings(whole))
+    assert {one["shape"].split(",")[0] for one in told["trials"]} == {"patch 4", "patch 8"}
+    settings = recipe.load(QUICKSTART, [*SETTINGS])
+    scores = np.array([one["supernet_top1"] for one in told["trials"]])
+    lines = read_lines(whole / "evolution" / "candidates.jsonl")
+    nets = [Architecture.model_validate(line["architecture"]) for line in lines]
+    (about,) = whole.glob("evolution/trials/trainings/*/made_from.json")
+    made_from = json.loads(about.read_text())
+    assert made_from["retrain"]["epochs"] == settings.retrain.epochs / 4 and made_from["supernet"]
+    best = Architecture.from_yaml(whole / "evolution" / "best.yaml")
+    found = {line["key"]: line["corrected"] for line in lines}
+    assert found[best.key] == max(found.values())
+    # By hand, from what the file says: the trials are the first architectures of their seed.
+    by_key = {one["key"]: one for one in told["trials"]}
+    trials = [net for net in drawn(settings) if net.key in by_key]
+    assert len(trials) == 8
+    losses = np.array([by_key[net.key]["loss"] for net in trials])
+    scores = np.array([by_key[net.key]["supernet_top1"] for net in trials])
+    correction = Correction(trials, scores, losses)
+    assert list(found.values()) == pytest.approx(correction(nets, np.array([line["top1"] for line in lines])))
+
+
+def drawn(settings) -> list[Architecture]:
+    from vitas.runs.trials import FIRST_SEED
+
+    genomes = evolution.random_genomes(settings.space, settings.budget, 10, seed=FIRST_SEED, skip=0.0)
+    return [settings.space.decode(genome) for genome in evolution.each_patch_size(genomes, 80)]
+
+
+@pytest.mark.launch
+def test_two_ranks_find_what_one_process_finds_and_a_second_search_trains_nothing(whole, supernet, tmp_path):
+    copy = shutil.copytree(supernet, tmp_path / "quickstart")
+    train(QUICKSTART, *SETTINGS, f"output={tmp_path}", options=config("ddp"), cwd=tmp_path)
+    assert outcome(copy) == outcome(whole)
+    assert trainings(copy) == trainings(whole)
+    run(tmp_path, "evolve.generations=4")
+    assert trainings(copy) == trainings(whole)

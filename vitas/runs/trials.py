@@ -1,0 +1,94 @@
+"""Trials: a few architectures of the budgets trained alone, by which a search corrects its scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+from accelerate.utils import broadcast_object_list
+
+from vitas.data.decoded import Cached
+from vitas.files import write_atomically
+from vitas.runs.candidates import random_inside
+from vitas.runs.run import Run
+from vitas.runs.trained import TrainedSupernet
+from vitas.runs.training import count_images
+from vitas.runs.trainings import Job, Trainings
+from vitas.search import evolution
+from vitas.search.candidates import Candidates
+from vitas.search.correction import Correction
+from vitas.search.evolution import CORRECTED, Entry
+from vitas.spaces.architecture import Architecture
+
+FIRST_SEED = 2**33
+"""Seed of the trials of a recipe with seed 0: that of no search, and of no ranking."""
+
+Score = Callable[[list[Architecture], float], list[Entry]]
+
+
+def corrected(run: Run, supernet: TrainedSupernet, images: Cached, candidates: Candidates) -> Score:
+    """Scores as `candidates.score` gives them, each with what the trials make of it. All ranks call it.
+
+    The trials are random architectures inside the budgets, of every patch size alike; they train, from the supernet's
+    weights, on what it was trained on, and are judged on the images that score candidates.
+    """
+    recipe, settings = run.recipe, run.recipe.evolve
+    stage = f"{settings.name}/trials"
+    count_images(run, supernet.trained_on, stage)
+    trials = _drawn(run, candidates)
+    quality = evolution.quality(settings.objectives)
+
+    def scores(entries: list[Entry]) -> np.ndarray:
+        return evolution.worth(entries, quality)
+
+    scored = candidates.score(trials, 1.0)
+    known = Trainings(
+        run,
+        stage,
+        schedule=recipe.trial_schedule,
+        split=supernet.trained_on,
+        images=images,
+        workers=candidates.workers,
+        source=supernet,
+    ).do([Job(architecture) for architecture in trials])
+    found: list[Correction] = []  # the main rank's: last bits may be others elsewhere
+    if run.accelerator.is_main_process:
+        losses = [known[Job(architecture).name]["loss"] for architecture in trials]
+        found = [correction := Correction(trials, scores(scored), np.array(losses))]
+        table = [
+            {"key": one.key, "shape": one.in_words, "loss": loss, f"supernet_{quality}": entry[quality]}
+            | {"architecture": one.model_dump(mode="json")}
+            for one, loss, entry in zip(trials, losses, scored, strict=True)
+        ]
+        write_atomically(
+            run.folder / settings.name / "trials.json", json.dumps({"tau": correction.taus, "trials": table}, indent=1)
+        )
+        taus = {name: f"{tau:.2f}" for name, tau in correction.taus.items()}
+        epochs = f"{recipe.trial_schedule.epochs:g} epochs"
+        run.say(
+            f"{settings.stage}: {len(trials)} architectures trained alone, {epochs} each: the supernet's {quality} "
+            f"ranks them with a Kendall's tau of {taus['score']}, "
+            f"the corrected score, foretold from the others, with {taus['corrected']}"
+        )
+
+    def score(architectures: list[Architecture], part: float) -> list[Entry]:
+        entries = candidates.score(architectures, part)
+        values = [float(value) for correction in found for value in correction(architectures, scores(entries))]
+        values = broadcast_object_list([values])[0]
+        return [entry | {CORRECTED: value} for entry, value in zip(entries, values, strict=True)]
+
+    return score
+
+
+def _drawn(run: Run, candidates: Candidates) -> list[Architecture]:
+    """Different random architectures, an equal share inside each budget, and in it of each patch size."""
+    recipe = run.recipe
+    shares = [len(part) for part in np.array_split(np.arange(recipe.evolve.trials), len(recipe.every_budget))]
+    sizes = dict(zip(recipe.every_budget, shares, strict=True))
+    pools = random_inside(run, candidates, sizes, seed=FIRST_SEED, purpose="evolve.trials", each_patch_size=True)
+    return list(
+        {
+            one["key"]: Architecture.model_validate(one["architecture"]) for pool in pools.values() for one in pool
+        }.values()
+    )
