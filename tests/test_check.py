@@ -12,6 +12,7 @@ from vitas.config import UserError, keys
 from vitas.models import registry, saved
 from vitas.models.vit import VisionTransformer
 from vitas.runs import check
+from vitas.runs.training import subnets
 from vitas.spaces import architecture as limits
 from vitas.spaces.architecture import Architecture, Block, Population
 from vitas.spaces.cost import counts
@@ -183,3 +184,29 @@ def test_a_check_of_any_recipe_tells_its_facts_or_one_line(tmp_path_factory, ove
         assert check.facts(recipe.load(file, overrides), check.backend(None, ranks, "no"))
     except UserError as error:
         assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize("overrides", [[], ["supernet.sandwich=1"], ["space.identity=tail", "supernet.skip=0.5"]])
+def test_the_choices_that_the_fewest_steps_train_are_those_of_the_steps(overrides):
+    chosen = recipe.load(QUICKSTART, ["supernet.epochs=12", *overrides])
+    facts = check.facts(chosen, check.backend(None, 1, "no"))
+    steps = facts["supernet_steps"]
+    assert steps < check.STEPS_LOOKED_AT  # all of them are looked at
+    drawn = [subnets(chosen, 10, chosen.skip_probabilities(10), step, steps) for step in range(steps)]
+    shares = {
+        f"patch_size {size}": sum(any(net.patch_size == size for net in nets) for nets in drawn)
+        for size in chosen.space.patch_size
+    }
+    shares |= {
+        f"heads {heads} of block {number + 1}": sum(
+            any(net.blocks[number] and net.blocks[number].heads == heads for net in nets) for nets in drawn
+        )
+        for number in range(4)
+        for heads in chosen.space.heads
+    }
+    told = dict(part.rsplit(" in ", 1) for part in facts["seldom_trained"].removesuffix(" of the steps").split(", "))
+    assert [name.split()[0] for name in told] == ["patch_size", "embed_dim", "heads", "qkv_dim", "mlp_dim"]
+    for name in told.keys() & shares.keys():
+        assert told[name] == f"{100 * shares[name] / steps:.1f} %"
+        assert shares[name] == min(share for other, share in shares.items() if other.split()[0] == name.split()[0])
+    assert len(told.keys() & shares.keys()) == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -23,12 +24,16 @@ from vitas.recipe import Recipe
 from vitas.report.tracking import wandb_mode
 from vitas.runs import prerequisites
 from vitas.runs.found import choices, search_needed
+from vitas.runs.training import subnets
 from vitas.search import evolution
 from vitas.sections import Training
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.train import memory
 from vitas.train.memory import PRECISIONS, Backend
+
+STEPS_LOOKED_AT = 300
+"""Of the supernet's steps, for what they train."""
 
 
 def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
@@ -55,6 +60,8 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
             count -= images["holdout_images"] * (stage == "supernet")
             plan, _ = make_plan(training, count, stage, backend.ranks)
             found[f"{stage}_steps"] = plan.stop
+            if stage == "supernet":
+                found["seldom_trained"] = _seldom_trained(settings, classes, plan.stop)
             found[f"{stage}_batch"] = f"{backend.ranks} ranks x {plan.accumulation} times x {plan.micro_batch} images"
             model, inputs, image_size = _model(settings, stage, classes)
             needs = memory.estimate(model, inputs, image_size, plan.micro_batch, training, backend)
@@ -62,6 +69,37 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
                 f"{name} {_size(size)}" for name, size in needs.items()
             )
     return found
+
+
+def _seldom_trained(settings: Recipe, classes: int, steps: int) -> str:
+    """Of each kind of choice the one that the fewest steps train, with their share, from some of the steps."""
+    space, skips = settings.space, settings.skip_probabilities(classes)
+    looked_at = range(0, steps, -(-steps // STEPS_LOOKED_AT))
+    trained: Counter[tuple[str, str]] = Counter()
+    for step in looked_at:
+        nets = subnets(settings, classes, skips, step, steps)
+        trained.update({choice for net in nets for choice in _choices(net)})
+    every = {("patch_size", f"{size}") for size in space.patch_size}
+    every |= {("embed_dim", f"{width}") for width in space.embed_dim.choices}
+    for name, values in (
+        ("heads", space.heads),
+        ("qkv_dim", space.qkv_dim.choices),
+        ("mlp_dim", space.mlp_dim.choices),
+    ):
+        every |= {(name, f"{value} of block {block}") for value in values for block in range(1, space.depth + 1)}
+    parts = []
+    for kind in ("patch_size", "embed_dim", "heads", "qkv_dim", "mlp_dim"):
+        _, which = least = min((choice for choice in every if choice[0] == kind), key=lambda one: (trained[one], one))
+        parts.append(f"{kind} {which} in {100 * trained[least] / len(looked_at):.1f} %")
+    return ", ".join(parts) + " of the steps"
+
+
+def _choices(net: Architecture) -> Iterator[tuple[str, str]]:
+    yield "patch_size", f"{net.patch_size}"
+    yield "embed_dim", f"{net.embed_dim}"
+    for number, block in enumerate(net.blocks, 1):
+        for name in ("heads", "qkv_dim", "mlp_dim") if block else ():
+            yield name, f"{getattr(block, name)} of block {number}"
 
 
 def backend(config_file: str | None, ranks: int | None, precision: str | None) -> Backend:
