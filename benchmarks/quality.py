@@ -33,7 +33,6 @@ from vitas.data.sources import open_splits
 from vitas.models import saved
 from vitas.models.supernet import Supernet
 from vitas.recipe import Recipe
-from vitas.search import evolution
 from vitas.search.correction import Correction
 from vitas.search.ranking import regret
 from vitas.search.scoring import Scorer
@@ -117,22 +116,21 @@ def judge(settings: Recipe, *, search: bool) -> dict[str, Any]:
         folder = settings.folder / settings.evolve.name
         if settings.evolve.trials:
             told = json.loads((folder / "trials.json").read_text())["trials"]
-            line["corrected"] = corrected(line["scores"], told, evolution.quality(settings.evolve.objectives))
+            line["corrected"] = corrected(line["scores"], told)
         best = Architecture.from_yaml(folder / "best.yaml")
         line |= {"found": best.key, "in_words": best.in_words, "each": alone(best)}
     return line
 
 
-def corrected(scores: dict[str, list[float]], trials: list[dict[str, Any]], quality: str) -> dict[str, float]:
-    """What a search with these trials takes each architecture of the table for, by its key."""
+def corrected(scores: dict[str, list[float]], trials: list[dict[str, Any]]) -> dict[str, float]:
+    """The loss that a search with these trials foretells of each architecture of the table, by its key."""
     nets = [net.architecture for net in truth.random_nets(truth.settings())]
-    sign, column = {"top1": (1, 0), "loss": (-1, 1)}[quality]
     correction = Correction(
         [Architecture.model_validate(one["architecture"]) for one in trials],
-        np.array([sign * one[f"supernet_{quality}"] for one in trials]),
+        np.array([one["supernet_loss"] for one in trials]),
         np.array([one["loss"] for one in trials]),
     )
-    values = correction(nets, np.array([sign * scores[net.key][column] for net in nets]))
+    values = correction(nets, np.array([scores[net.key][1] for net in nets]))
     return {net.key: round(float(value), 4) for net, value in zip(nets, values, strict=True)}
 
 
@@ -150,7 +148,7 @@ def figures(line: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float
     top1, loss = np.array([line["scores"][row["key"]] for row in rows]).T
     rankings = {"top1": top1, "loss": -loss}
     if "corrected" in line:
-        rankings["corrected"] = np.array([line["corrected"][row["key"]] for row in rows])
+        rankings["corrected"] = -np.array([line["corrected"][row["key"]] for row in rows])
     found = {f"tau {name}": float(kendalltau(values, true).statistic) for name, values in rankings.items()}
     found |= {f"regret {name}": regret(values, each) for name, values in rankings.items()}
     found |= {"top-1 in supernet": float(top1.mean()), "CPU s": line["supernet_seconds"]}

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.launch
 
 SEARCH = [setting for setting in SHORT if not setting.startswith("evolve.")]
 SEARCH += ["data.workers=0", "evolve.batch_size=16", "evolve.population=8", "evolve.generations=4", "data.holdout=0.3"]
+SEARCH += ["evolve.finalists=0", "evolve.objectives=[top1]"]
 
 
 def run(folder, *overrides: str) -> None:

@@ -44,8 +44,7 @@ def table(rows: dict[str, dict[str, Any]], images: int) -> str:
 def front_table(front: Sequence[dict[str, Any]], *, images: int, loss: bool = False) -> str:
     """The front of a search as text, a line for each architecture, numbered as in `retrain.architecture=front:N`.
 
-    The best of each budget are marked with its name. The loss is shown if it is wanted, a corrected score if there is
-    one.
+    The best of each budget are marked with its name. The loss is shown if it is wanted, a corrected one if there is.
     """
     costs = [*COUNTED, *(name for name in MEASURED if name in front[0])]
     corrected = "corrected" in front[0]
@@ -62,7 +61,7 @@ def front_table(front: Sequence[dict[str, Any]], *, images: int, loss: bool = Fa
         best.update(first)
         shape = Architecture.model_validate(entry["architecture"]).in_words
         line = f"{number:<7}{entry['top1']:>8.2f}" + (f"{entry['loss']:>8.4f}" if loss else "")
-        line += f"{entry['corrected']:>11.2f}" if corrected else ""
+        line += f"{entry['corrected']:>11.4f}" if corrected else ""
         line += "".join(f"{_shown(name, entry[name]):>15}" for name in costs)
         if number <= MOST_ROWS or first:
             lines.append(f"{line}  {shape}, {entry['key']}" + "".join(f" <- {name}" for name in first))

@@ -15,7 +15,6 @@ from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.runs.training import count_images
 from vitas.runs.trainings import Job, Trainings
-from vitas.search import evolution
 from vitas.search.candidates import Candidates
 from vitas.search.correction import Correction
 from vitas.search.evolution import CORRECTED, Entry
@@ -37,11 +36,6 @@ def corrected(run: Run, supernet: TrainedSupernet, images: Cached, candidates: C
     stage = f"{settings.name}/trials"
     count_images(run, supernet.trained_on, stage)
     trials = _drawn(run, candidates)
-    quality = evolution.quality(settings.objectives)
-
-    def scores(entries: list[Entry]) -> np.ndarray:
-        return evolution.worth(entries, quality)
-
     scored = candidates.score(trials, 1.0)
     known = Trainings(
         run,
@@ -54,31 +48,36 @@ def corrected(run: Run, supernet: TrainedSupernet, images: Cached, candidates: C
     ).do([Job(architecture) for architecture in trials])
     found: list[Correction] = []  # the main rank's: last bits may be others elsewhere
     if run.accelerator.is_main_process:
-        losses = [known[Job(architecture).name]["loss"] for architecture in trials]
-        found = [correction := Correction(trials, scores(scored), np.array(losses))]
         table = [
-            {"key": one.key, "shape": one.in_words, "loss": loss, f"supernet_{quality}": entry[quality]}
+            {"key": one.key, "shape": one.in_words, "supernet_loss": entry["loss"]}
+            | {name: known[Job(one).name][name] for name in ("loss", "top1")}
             | {"architecture": one.model_dump(mode="json")}
-            for one, loss, entry in zip(trials, losses, scored, strict=True)
+            for one, entry in zip(trials, scored, strict=True)
         ]
+        alone = np.array([line["loss"] for line in table])
+        found = [correction := Correction(trials, _losses(scored), alone)]
         write_atomically(
             run.folder / settings.name / "trials.json", json.dumps({"tau": correction.taus, "trials": table}, indent=1)
         )
         taus = {name: f"{tau:.2f}" for name, tau in correction.taus.items()}
         epochs = f"{recipe.trial_schedule.epochs:g} epochs"
         run.say(
-            f"{settings.stage}: {len(trials)} architectures trained alone, {epochs} each: the supernet's {quality} "
-            f"ranks them with a Kendall's tau of {taus['score']}, "
-            f"the corrected score, foretold from the others, with {taus['corrected']}"
+            f"{settings.stage}: {len(trials)} architectures trained alone, {epochs} each: the supernet's loss "
+            f"ranks them with a Kendall's tau of {taus['supernet']}, "
+            f"the corrected loss, of each foretold from the others, with {taus['corrected']}"
         )
 
     def score(architectures: list[Architecture], part: float) -> list[Entry]:
         entries = candidates.score(architectures, part)
-        values = [float(value) for correction in found for value in correction(architectures, scores(entries))]
+        values = [float(value) for correction in found for value in correction(architectures, _losses(entries))]
         values = broadcast_object_list([values])[0]
         return [entry | {CORRECTED: value} for entry, value in zip(entries, values, strict=True)]
 
     return score
+
+
+def _losses(entries: list[Entry]) -> np.ndarray:
+    return np.array([entry["loss"] for entry in entries])
 
 
 def _drawn(run: Run, candidates: Candidates) -> list[Architecture]:

@@ -16,50 +16,57 @@ from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PowerTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
 from vitas.spaces.architecture import Architecture
 
 TRUST = 2.0
-"""How much larger than the other columns the score is: ridge regression shrinks what it gives weight to the less."""
+"""How much larger than the others the supernet's column is: ridge regression then shrinks its weight less."""
+LEAST, MOST = 1e-6, 1e6
+"""Losses beyond are taken for these; no number at all is the most."""
 
 
 class Correction:
-    """A ridge regression of how well architectures do alone on their scores and their choices.
+    """A ridge regression of the loss that architectures have alone on the one in the supernet, and on their choices.
+
+    It is linear in logarithms: the loss is foretold as a product of powers.
 
     Args:
         architectures: Those that were trained.
-        scores: (N,) Their scores in the supernet, larger is better.
-        losses: (N,) Their losses, each trained alone.
+        losses: (N,) Their losses in the supernet, in nats.
+        alone: (N,) Their losses, each trained alone.
     """
 
-    def __init__(self, architectures: Sequence[Architecture], scores: np.ndarray, losses: np.ndarray) -> None:
+    def __init__(self, architectures: Sequence[Architecture], losses: np.ndarray, alone: np.ndarray) -> None:
         self.patch_sizes = sorted({one.patch_size for one in architectures})
-        self.range = 2 * scores.min() - scores.max(), 2 * scores.max() - scores.min()
         columns = ColumnTransformer(
-            [("score", PowerTransformer(), [0]), ("choices", StandardScaler(), slice(1, None))],
-            transformer_weights={"score": TRUST},
+            [("supernet", StandardScaler(), [0]), ("choices", StandardScaler(), slice(1, None))],
+            transformer_weights={"supernet": TRUST},
         )
         self.model: Any = make_pipeline(columns, RidgeCV(np.logspace(-1, 2, 13)))
-        rows = self._rows(architectures, scores)
-        worth: Any = PowerTransformer().fit_transform(-losses[:, np.newaxis]).ravel()  # pyright: ignore[reportAttributeAccessIssue]
-        by_others: Any = cross_val_predict(self.model, rows, worth, cv=LeaveOneOut())
-        self.taus = {"score": _tau(scores, worth), "corrected": _tau(by_others, worth)}
-        """Kendall's tau with the trainings: of the scores, and of what the trainings of all others say of each."""
-        self.model.fit(rows, worth)
+        rows, truth = self._rows(architectures, losses), _log(alone)
+        by_others: Any = cross_val_predict(self.model, rows, truth, cv=LeaveOneOut())
+        self.taus = {"supernet": _tau(losses, truth), "corrected": _tau(by_others, truth)}
+        """Kendall's tau with the trainings: of the supernet's loss, and of what the others foretell of each."""
+        self.model.fit(rows, truth)
 
-    def __call__(self, architectures: Sequence[Architecture], scores: np.ndarray) -> np.ndarray:
-        """(N,) How well each would do alone: in standard deviations from the mean of those that were trained."""
-        return self.model.predict(self._rows(architectures, scores)) if len(architectures) else np.zeros(0)
+    def __call__(self, architectures: Sequence[Architecture], losses: np.ndarray) -> np.ndarray:
+        """(N,) The losses that architectures would have alone, from those that they have in the supernet."""
+        if not len(architectures):
+            return np.zeros(0)
+        return np.exp(np.clip(self.model.predict(self._rows(architectures, losses)), *np.log([LEAST, MOST])))
 
-    def _rows(self, architectures: Sequence[Architecture], scores: np.ndarray) -> np.ndarray:
-        """(N, columns) The score first, then the choices; of widths and counts only ratios matter."""
-        scores = np.clip(scores, *self.range)  # far from all that was trained nothing is known
-        columns = [scores, *([one.patch_size == size for one in architectures] for size in self.patch_sizes)]
+    def _rows(self, architectures: Sequence[Architecture], losses: np.ndarray) -> np.ndarray:
+        """(N, columns) The loss first, then the choices, all but the patch size as logarithms."""
+        columns = [_log(losses), *([one.patch_size == size for one in architectures] for size in self.patch_sizes)]
         columns += [np.log([one.embed_dim for one in architectures]), np.log([len(one.kept) for one in architectures])]
         for name in ("heads", "qkv_dim", "mlp_dim"):
             columns.append([np.log([getattr(block, name) for block in one.kept]).mean() for one in architectures])
         return np.array(columns, float).T
+
+
+def _log(losses: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(np.nan_to_num(losses, nan=MOST), LEAST, MOST))
 
 
 def _tau(one: np.ndarray, other: np.ndarray) -> float:

@@ -32,9 +32,9 @@ NEAR_THE_BEST = 4
 """Candidates that finalists are taken from, for each of these."""
 
 CORRECTED = "corrected"
-"""What trials make of a score (`vitas.search.correction`); where there are any, it is improved in its place."""
+"""The loss that trials foretell (`vitas.search.correction`); with trials it is improved in place of a score."""
 
-LARGER_IS_BETTER = ("top1", CORRECTED, "throughput")
+LARGER_IS_BETTER = ("top1", "throughput")
 
 WORST = 1e30
 
@@ -245,18 +245,13 @@ def quality(objectives: Sequence[str]) -> str:
 
 
 def objectives(settings: Evolution) -> list[str]:
-    """What a search improves: what its settings say, but with trials the corrected score in place of the first."""
+    """What a search improves: what its settings say, but with trials the corrected loss in place of scores."""
     if not settings.trials:
         return list(settings.objectives)
     first = quality(settings.objectives)
     return [
         CORRECTED if name == first else name for name in settings.objectives if name == first or name not in QUALITIES
     ]
-
-
-def worth(entries: Sequence[Entry], objective: str) -> np.ndarray:
-    """(N,) An objective of entries, larger is better."""
-    return -_losses(entries, [objective])[:, 0]
 
 
 def _losses(entries: Sequence[Entry], objectives: Sequence[str]) -> np.ndarray:
