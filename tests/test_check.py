@@ -186,13 +186,19 @@ def test_a_check_of_any_recipe_tells_its_facts_or_one_line(tmp_path_factory, ove
         assert len(str(error).splitlines()) == 1
 
 
-@pytest.mark.parametrize("overrides", [[], ["supernet.sandwich=1"], ["space.identity=tail", "supernet.skip=0.5"]])
+BUDGETS = ["budget.macs=null", "budgets.a.macs=[0.4e6,0.7e6]", "budgets.b.macs=[0.8e6,1.2e6]"]
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], BUDGETS, ["supernet.sandwich=1"], ["space.identity=tail", "supernet.skip=0.5"]]
+)
 def test_the_choices_that_the_fewest_steps_train_are_those_of_the_steps(overrides):
     chosen = recipe.load(QUICKSTART, ["supernet.epochs=12", *overrides])
     facts = check.facts(chosen, check.backend(None, 1, "no"))
     steps = facts["supernet_steps"]
     assert steps < check.STEPS_LOOKED_AT  # all of them are looked at
-    drawn = [subnets(chosen, 10, chosen.skip_probabilities(10), step, steps) for step in range(steps)]
+    skips = chosen.skip_probabilities(10)
+    drawn = [subnets(chosen, 10, skips, step, steps) for step in range(steps)]
     shares = {
         f"patch_size {size}": sum(any(net.patch_size == size for net in nets) for nets in drawn)
         for size in chosen.space.patch_size

@@ -79,7 +79,9 @@ def test_an_aging_population_forgets_its_best():
     space = small_space()
     first = evolution.random_genomes(space, Budget(), 7, seed=0, skip=0.2)
     settings = Evolution(algorithm="regularized", mutation=0.5)
-    algorithm = evolution.Algorithm(settings, space, 8, first, lambda genomes: np.ones(len(genomes), bool), 1, seed=0)
+    algorithm = evolution.Algorithm(
+        settings, space, 8, first, lambda genomes: np.ones(len(genomes), bool), 1, 1, seed=0
+    )
     asked = []
     for age in range(6):
         genomes = algorithm.ask(8)

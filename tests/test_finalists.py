@@ -77,7 +77,7 @@ def test_only_what_was_scored_on_all_images_and_is_inside_the_budget_can_be_a_fi
 def test_a_tournament_takes_about_half_of_a_retraining(entrants, turns):
     left, epochs = entrants, 0.0
     for turn in range(rounds(entrants)):
-        epochs += left * shortened(Retraining(epochs=300, warmup_epochs=5), entrants, turn).epochs
+        epochs += left * shortened(Retraining(epochs=300, warmup_epochs=5), entrants, turn, "supernet").epochs
         left = (left + 1) // 2
     assert (rounds(entrants), left) == (turns, 1)
     powers = entrants & (entrants - 1) == 0
@@ -221,7 +221,7 @@ def test_each_budget_has_a_tournament_and_each_winner_a_fair_opponent(copy, monk
     monkeypatch.setattr("vitas.runs.baseline.tournament", lambda *args, **how: asked.append(args) or held(*args, **how))
     run(copy.parent, "stages=[retrain,baseline]", *short)
     (arguments,) = asked
-    chosen = json.loads((copy / "baseline" / "finalists.json").read_text())
+    chosen = json.loads((copy / "opponents" / "finalists.json").read_text())
     for name in ("small", "base"):
         stage, best = f"baseline/best-{name}", Architecture.from_yaml(copy / "evolution" / f"best_{name}.yaml")
         vits = cost.uniform_vits(best, 10, recipe.load(QUICKSTART).space)
@@ -229,3 +229,39 @@ def test_each_budget_has_a_tournament_and_each_winner_a_fair_opponent(copy, monk
         (trained,) = [vit for vit in vits if vit.key == chosen[stage][0]["key"]]
         assert Architecture.from_yaml(copy / stage / "architecture.yaml") == trained
     assert capsys.readouterr().out.count("uniform ViTs: held-out loss") == 2
+    run(copy.parent, "stages=[baseline]", *short)
+    assert len(asked) == 1 and "held-out loss" not in capsys.readouterr().out  # they are trained, and stay
+
+
+@pytest.mark.launch
+def test_only_what_a_search_with_finalists_found_has_an_opponent_from_a_tournament(whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole, tmp_path / "quickstart")
+    own = small_space().sample(0, 0, skip=0.0)
+    (tmp_path / "own.yaml").write_text(own.to_yaml())
+    asked = []
+    held = finalists.tournament
+    monkeypatch.setattr("vitas.runs.baseline.tournament", lambda *args, **how: asked.append(args) or held(*args, **how))
+    short = ["stages=[baseline]", "retrain.epochs=0.1", "retrain.warmup_epochs=0"]
+    run(tmp_path, *short, f"retrain.architecture=[best,{tmp_path}/own.yaml]")
+    assert [list(args[2]) for args in asked] == [["baseline/best"]]
+    expected = cost.uniform_vit(own, 10, min_heads=2)
+    assert Architecture.from_yaml(folder / "baseline" / "own" / "architecture.yaml") == expected
+    run(tmp_path, "stages=[evolve]", "evolve.finalists=0")  # the highest score decides again
+    shutil.rmtree(folder / "baseline")
+    run(tmp_path, *short)
+    assert len(asked) == 1
+
+
+@pytest.mark.launch
+def test_another_schedule_holds_another_tournament(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "quickstart")
+    run(tmp_path, "stages=[evolve]", "retrain.epochs=3", "retrain.warmup_epochs=0.5")
+    assert [each["epochs"] for each in standings(folder)[0]["rounds"]] == [3 / 16, 3 / 8]
+    assert len(trainings(folder)) == 12
+
+
+def test_a_loss_that_is_no_number_loses():
+    nets = [SPACE.sample(3, number, skip=0.3) for number in range(3)]
+    rounds = [[{"epochs": 1, "top1": 9.0, "loss": loss}] for loss in (float("nan"), 2.0, 1.0)]
+    found = finalists._standings(nets, {net.key: each for net, each in zip(nets, rounds, strict=True)})
+    assert [one["key"] for one in found] == [nets[2].key, nets[1].key, nets[0].key]

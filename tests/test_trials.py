@@ -10,12 +10,15 @@ from ranks import config, train
 from scipy.stats import kendalltau
 
 from vitas import recipe
+from vitas.config import UserError
 from vitas.files import read_lines
 from vitas.runs import stages
 from vitas.search import evolution
 from vitas.search.correction import Correction
 from vitas.sections import Evolution
+from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
+from vitas.spaces.budget import Budget
 
 SPACE = small_space()
 NETS = [SPACE.sample(5, number, skip=0.3) for number in range(124)]
@@ -78,6 +81,25 @@ def test_a_search_with_trials_improves_the_corrected_loss_in_place_of_scores():
     assert improved("macs", "loss", "top1") == ["macs", "corrected"]
     with pytest.raises(ValueError, match="expected 0 or at least 8, got 3"):
         Evolution(trials=3)
+    two = [f"budgets.{name}.macs=[0.8e6,1.2e6]" for name in ("a", "b")]
+    with pytest.raises(UserError, match=r"evolve\.trials: expected 0 or at least 16, 8 a budget, got 8"):
+        recipe.load(QUICKSTART, ["budget.macs=null", "evolve.trials=8", *two])
+
+
+def test_scores_that_are_named_beside_each_other_become_one_objective():
+    settings = Evolution(population=8, generations=3, trials=8, objectives=["macs", "loss", "top1"])
+
+    def score(nets: list[Architecture], _: float) -> list[dict]:
+        return [{"top1": 1.0, "loss": 1.0, "images": 9, "corrected": float(len(net.kept))} for net in nets]
+
+    def costs(nets: list[Architecture]) -> list[dict]:
+        return [{"key": net.key, "architecture": net.model_dump(mode="json")} | cost.count(net, 10) for net in nets]
+
+    generations = evolution.evolve(SPACE, {"": Budget()}, settings, 10, costs, score, seed=0, skips={"": 0.3})
+    entries = [entry for generation in generations for entry in generation]
+    front = evolution.front(entries, Budget(), evolution.objectives(settings))
+    assert front[0]["corrected"] == min(entry["corrected"] for entry in entries)
+    assert [entry["macs"] for entry in front] == sorted((entry["macs"] for entry in front), reverse=True)
 
 
 SETTINGS = [setting for setting in SHORT if not setting.startswith(("evolve.", "retrain."))]
@@ -161,3 +183,5 @@ def test_two_ranks_find_what_one_process_finds_and_a_second_search_trains_nothin
     assert trainings(copy) == trainings(whole)
     run(tmp_path, "evolve.generations=4")
     assert trainings(copy) == trainings(whole)
+    with pytest.raises(UserError, match=r"made with trials\.lr"):
+        run(tmp_path, "evolve.generations=4", "retrain.lr=0.01")

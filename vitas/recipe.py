@@ -18,7 +18,17 @@ from pydantic import (
 from vitas import shipped
 from vitas.config import Section, UserError, did_you_mean, keys, one_line, parse, reading_yaml
 from vitas.files import expanded
-from vitas.sections import NAME, Data, Evaluation, Evolution, Ranking, Retraining, SupernetTraining, Tracking
+from vitas.sections import (
+    FEWEST_TRIALS,
+    NAME,
+    Data,
+    Evaluation,
+    Evolution,
+    Ranking,
+    Retraining,
+    SupernetTraining,
+    Tracking,
+)
 from vitas.spaces.budget import Budget, calibrate_skip
 from vitas.spaces.cost import COUNTED, MEASURED
 from vitas.spaces.space import SearchSpace
@@ -85,6 +95,11 @@ class Recipe(Section):
             raise ValueError(
                 f"evolve.population: expected at least {least}, two for each budget, got {self.evolve.population}"
             )
+        if 0 < self.evolve.trials < FEWEST_TRIALS * len(self.budgets):
+            least = FEWEST_TRIALS * len(self.budgets)
+            raise ValueError(
+                f"evolve.trials: expected 0 or at least {least}, {FEWEST_TRIALS} a budget, got {self.evolve.trials}"
+            )
         for name, budget in self.budgets.items():
             for key, value in budget.deployment.items():
                 if value != self.budget.deployment[key]:
@@ -127,12 +142,12 @@ class Recipe(Section):
     @property
     def ranking_schedule(self) -> Retraining:
         """The schedule of the trainings of stage `rank`: that of `retrain`, shortened, from new weights."""
-        return self.retrain.over(self.rank.epochs or self.retrain.epochs / 4).model_copy(update={"init": "scratch"})
+        return self.retrain.over(self.rank.epochs or self.retrain.epochs / 4, "scratch")
 
     @property
     def trial_schedule(self) -> Retraining:
         """The schedule of the trials of a search: that of `retrain`, shortened, from the supernet's weights."""
-        return self.retrain.over(self.evolve.trial_epochs or self.retrain.epochs / 4)
+        return self.retrain.short(self.evolve.trial_epochs or self.retrain.epochs / 4, "supernet")
 
     @property
     def folder(self) -> Path:

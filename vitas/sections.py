@@ -245,9 +245,14 @@ class Retraining(Training):
     compile: bool = False
     """Compile the model with torch.compile."""
 
-    def over(self, epochs: float) -> Retraining:
-        """The same schedule over other epochs, with its warm-up in proportion."""
-        return self.model_copy(update={"epochs": epochs, "warmup_epochs": self.warmup_epochs * epochs / self.epochs})
+    def over(self, epochs: float, init: Literal["scratch", "supernet"]) -> Retraining:
+        """The same schedule over other epochs and from such weights, with its warm-up in proportion."""
+        warmup = self.warmup_epochs * epochs / self.epochs
+        return self.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "init": init})
+
+    def short(self, epochs: float, init: Literal["scratch", "supernet"]) -> Retraining:
+        """`over` so few epochs that an average of weights would still be mostly of the first ones: without it."""
+        return self.over(epochs, init).model_copy(update={"ema": 0.0})
 
 
 class Evolution(Section):
@@ -274,7 +279,7 @@ class Evolution(Section):
     """Epochs of a trial, otherwise a training of `retrain`, its warm-up in proportion; left out, a quarter of its."""
     finalists: Annotated[int, Field(ge=0, le=256)] = 0
     """The best and most different candidates, which are trained from the supernet's weights, halved by their loss until
-    one is left: the best architecture is that one. It takes half of a retraining. 0 for the highest score instead."""
+    one is left: the best architecture is that one. It takes about half of a retraining. 0 for none."""
     mutation: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability that a gene of a child is drawn anew."""
     score_on: Literal["holdout", "test"] = "holdout"
@@ -290,7 +295,7 @@ class Evolution(Section):
     @field_validator("name")
     @classmethod
     def _free(cls, name: str) -> str:
-        if name in (taken := ("supernet", "rank", "retrain", "baseline", "cache", "wandb")):
+        if name in (taken := ("supernet", "rank", "retrain", "baseline", "opponents", "cache", "wandb")):
             raise ValueError(f"expected another name than {', '.join(taken)}, got {name}")
         return name
 

@@ -55,10 +55,8 @@ def front_table(front: Sequence[dict[str, Any]], *, images: int, loss: bool = Fa
         + "".join(f"{HEADINGS[name]:>15}" for name in costs)
         + "  shape, key"
     ]
-    best: set[str] = set()
     for number, entry in enumerate(front, 1):
-        first = [name for name in entry.get("budgets", ["best"]) if name not in best]
-        best.update(first)
+        first = entry.get("best_of", ["best"] if number == 1 else [])
         shape = Architecture.model_validate(entry["architecture"]).in_words
         line = f"{number:<7}{entry['top1']:>8.2f}" + (f"{entry['loss']:>8.4f}" if loss else "")
         line += f"{entry['corrected']:>11.4f}" if corrected else ""

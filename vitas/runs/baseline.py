@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from vitas.files import write_atomically
 from vitas.report.tables import standings_table
@@ -19,39 +20,46 @@ from vitas.spaces.architecture import Architecture
 def baseline(run: Run) -> None:
     """Trains a plain uniform ViT of no less cost for each that stage `retrain` trains, in just the same way.
 
-    Of what a search with finalists has found, the opponent is found by a tournament as well: of uniform ViTs of each
+    Of what a search with finalists has found, the opponent wins a tournament as well: that of the uniform ViTs of each
     patch size and number of heads of the space.
     """
-    chosen = dict(architectures(run, "baseline"))
-    if found.had_finalists(run.recipe):
-        vits = _fair(run, chosen)
-    else:
-        fewest = min(run.recipe.space.heads)
-        vits = {
-            stage: cost.uniform_vit(architecture, run.num_classes, min_heads=fewest)
-            for stage, architecture in chosen.items()
-        }
+    recipe, classes = run.recipe, run.num_classes
+    vits: dict[str, Architecture] = {}
+    entrants: dict[str, list[Architecture]] = {}
+    for (stage, architecture), name in zip(architectures(run, "baseline"), found.choices(recipe).values(), strict=True):
+        vits[stage] = cost.uniform_vit(architecture, classes, min_heads=min(recipe.space.heads))
+        if found.won_a_tournament(name, recipe):
+            every = cost.uniform_vits(architecture, classes, recipe.space)
+            if (trained := _trained(run.folder / stage)) in every:
+                vits[stage] = trained
+            else:
+                entrants[stage] = every
+    if entrants:
+        vits |= _winners(run, entrants)
     for stage, vit in vits.items():
         train_one(run, vit, stage, None)
 
 
-def _fair(run: Run, chosen: dict[str, Architecture]) -> dict[str, Architecture]:
-    """The winners of a tournament of uniform ViTs for each architecture."""
-    recipe = run.recipe
-    entrants = {
-        stage: cost.uniform_vits(architecture, run.num_classes, recipe.space) for stage, architecture in chosen.items()
-    }
-    split, held_out = run.train.hold_out(recipe.data.holdout, recipe.seed)
+def _trained(folder: Path) -> Architecture | None:
+    """The architecture whose training is done there."""
+    return Architecture.from_yaml(folder / "architecture.yaml") if (folder / "model.safetensors").is_file() else None
+
+
+def _winners(run: Run, entrants: dict[str, list[Architecture]]) -> dict[str, Architecture]:
+    """Who wins each tournament, judged on the recipe's hold-out."""
+    split, held_out = run.train.hold_out(run.recipe.data.holdout, run.recipe.seed)
+    images = run.cached(held_out, "holdout", run.recipe.space.image_size)
     standings = tournament(
         run,
-        "baseline/finalists",
+        "opponents",
         entrants,
         split=split,
-        images=run.cached(held_out, "holdout", recipe.space.image_size),
+        images=run.on_device(images),
+        digest=images.digest,
         workers=Workers(run.accelerator),
     )
     if run.accelerator.is_main_process:
-        write_atomically(run.folder / "baseline" / "finalists.json", json.dumps(standings, indent=1))
+        write_atomically(run.folder / "opponents" / found.FINALISTS, json.dumps(standings, indent=1))
         for stage, each in standings.items():
             say(standings_table(each, f"{stage}: uniform ViTs"))
     return {

@@ -112,7 +112,7 @@ def scored_by(
     }
 
     def measure_costs(architecture: Architecture) -> dict[str, float]:
-        with explained(lambda: f"evolve: out of memory when measuring {architecture.model_dump_json()}; "
+        with explained(lambda: f"costs: out of memory when measuring {architecture.model_dump_json()}; "
                                f"lower budget.throughput_batch from {recipe.budget.throughput_batch}"):  # fmt: skip
             return measure(
                 net.extract(architecture),

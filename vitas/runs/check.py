@@ -8,6 +8,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -74,7 +75,7 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
 def _seldom_trained(settings: Recipe, classes: int, steps: int) -> str:
     """Of each kind of choice the one that the fewest steps train, with their share, from some of the steps."""
     space, skips = settings.space, settings.skip_probabilities(classes)
-    looked_at = range(0, steps, -(-steps // STEPS_LOOKED_AT))
+    looked_at = np.random.default_rng(0).permutation(steps)[:STEPS_LOOKED_AT].tolist()
     trained: Counter[tuple[str, str]] = Counter()
     for step in looked_at:
         nets = subnets(settings, classes, skips, step, steps)

@@ -6,6 +6,7 @@ import json
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vitas.data.decoded import Cached
 from vitas.data.plan import make_plan
@@ -17,7 +18,7 @@ from vitas.report.terminal import progress, say
 from vitas.runs import claims, trained, trials
 from vitas.runs.candidates import scored_by
 from vitas.runs.finalists import shortened, tournament
-from vitas.runs.found import best_file
+from vitas.runs.found import FINALISTS, best_file
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.runs.training import count_images
@@ -38,7 +39,7 @@ def evolve(run: Run) -> None:
     parts = {
         "budgets": windows if recipe.budgets else {"budget": windows[""]},
         "measured": recipe.budget.deployment if recipe.measured else {},
-        "evolve": settings.model_dump(exclude={"batch_size", "generations", "finalists"}),
+        "evolve": settings.model_dump(exclude={"batch_size", "generations", "finalists", "trial_epochs"}),
         "trials": recipe.trial_schedule.model_dump(mode="json", exclude=claims.HOW) if settings.trials else {},
         # Scores belong to one set of weights and of images: with others this would be another search.
         "supernet": supernet.checksum,
@@ -46,15 +47,17 @@ def evolve(run: Run) -> None:
     }
     folder = run.claim(settings.name, run.settings("space") | parts, named="evolve.name")
     summary = folder / "summary.json"
-    if _is_done(summary, recipe):
+    if _is_done(run, summary):
         return
     if on_test:
         run.say(
             "evolve: candidates are scored on the test images, as in the paper; the test accuracy of the winner is "
             "then an optimistic figure"
         )
+    if run.accelerator.is_main_process:
+        (folder / FINALISTS).unlink(missing_ok=True)  # those of other settings
     if settings.finalists > 1:  # what they cannot be trained with is said before the search
-        schedule = shortened(recipe.retrain, settings.finalists, 0)
+        schedule = shortened(recipe.retrain, settings.finalists, 0, "supernet")
         make_plan(schedule, count_images(run, supernet.trained_on, settings.name), schedule.section, 1)
     decoded = run.cached(split, "test" if on_test else "holdout", recipe.space.image_size)
     candidates, entries = _search(run, supernet, decoded, folder)
@@ -69,23 +72,32 @@ def evolve(run: Run) -> None:
             architecture = Architecture.model_validate(best[0]["architecture"])
             write_atomically(folder / best_file(name), architecture.to_yaml())
         write_atomically(folder / "front.json", json.dumps(front, indent=1))
-        write_atomically(summary, json.dumps({"generations": settings.generations, "finalists": settings.finalists}))
+        write_atomically(summary, json.dumps(_asked(recipe)))
         table = front_table(front, images=front[0]["images"], loss="loss" in settings.objectives)
         say(f"{table}\n{_next(recipe, folder)}")
     run.accelerator.wait_for_everyone()
 
 
-def _is_done(summary: Path, recipe: Recipe) -> bool:
-    """An earlier version's search, which knew no finalists, is left as it is."""
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """What a search that is done has done, besides what its folder was claimed for."""
     settings = recipe.evolve
+    asked: dict[str, Any] = {"generations": settings.generations, "finalists": settings.finalists}
+    if settings.finalists > 1:
+        asked["schedule"] = recipe.retrain.model_dump(mode="json", exclude=claims.HOW | {"init", "ema"})
+    return asked
+
+
+def _is_done(run: Run, summary: Path) -> bool:
+    """Whether all is done; an earlier version's search, which knew no finalists, is left as it is."""
+    recipe = run.recipe
     try:
         done = json.loads(summary.read_text())
-        as_asked = (done["generations"], done.get("finalists", settings.finalists)) == (
-            settings.generations,
-            settings.finalists,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        known = "finalists" in done
+        as_asked = done == _asked(recipe) if known else done["generations"] == recipe.evolve.generations
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+    if as_asked and not known and recipe.evolve.finalists > 1:
+        run.say(f"{summary.parent}: of a version without finalists, and left as it is; delete {summary} to have them")
     files = [best_file(name) for name in recipe.every_budget]
     return as_asked and all((summary.parent / file).is_file() for file in files)
 
@@ -94,7 +106,7 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
     """Does all generations; returns their entries."""
     recipe, settings, main = run.recipe, run.recipe.evolve, run.accelerator.is_main_process
     candidates = scored_by(run, supernet, images, lambda *_: _leave_if_stopped(run))
-    score = trials.corrected(run, supernet, images, candidates) if settings.trials else candidates.score
+    score = trials.corrected(run, supernet, images.digest, candidates) if settings.trials else candidates.score
     total = settings.population * settings.generations
     bar = progress(settings.stage, total, "candidate", show=main)
     entries: list[Entry] = []
@@ -162,7 +174,8 @@ def _decided(
         f"{settings.name}/finalists",
         {name: [Architecture.model_validate(entry["architecture"]) for entry in each] for name, each in chosen.items()},
         split=supernet.trained_on,
-        images=images,
+        images=candidates.scorer.images,
+        digest=images.digest,
         workers=candidates.workers,
         source=supernet,
     )
@@ -172,7 +185,7 @@ def _decided(
         led[name] = [winner, *(entry for entry in fronts[name] if entry["key"] != winner["key"])]
         run.say(standings_table(each, f"finalists{f' of budget {name}' if name else ''}"))
     if run.accelerator.is_main_process:
-        write_atomically(run.folder / settings.name / "finalists.json", json.dumps(standings, indent=1))
+        write_atomically(run.folder / settings.name / FINALISTS, json.dumps(standings, indent=1))
     return led
 
 

@@ -16,6 +16,9 @@ from vitas.spaces.architecture import Architecture
 
 KEY = r"a[0-9a-f]{11}"
 
+FINALISTS = "finalists.json"
+"""The file of a tournament's standings, in the folder of a search."""
+
 
 def choices(recipe: Recipe) -> dict[str, str]:
     """What is retrained: the folder below that of the stage, and the name; a single one needs no such folder.
@@ -48,10 +51,9 @@ def search_needed(name: str) -> bool:
     return bool(re.fullmatch(rf"best(:.+)?|front:.*|{KEY}", name))
 
 
-def had_finalists(recipe: Recipe) -> bool:
-    """Whether what is retrained is from a search whose outcome a tournament has decided."""
-    from_search = any(map(search_needed, choices(recipe).values()))
-    return from_search and (recipe.search_folder / "finalists.json").is_file()
+def won_a_tournament(name: str, recipe: Recipe) -> bool:
+    """Whether a name is of a search whose outcome a tournament has decided."""
+    return search_needed(name) and (recipe.search_folder / FINALISTS).is_file()
 
 
 def architecture(name: str, search: Path) -> Architecture:

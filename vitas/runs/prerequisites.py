@@ -34,7 +34,8 @@ def check(settings: Recipe) -> None:
             raise UserError(
                 f"{supernet}: No such file or directory: stage {stage} needs a supernet; add stage supernet"
             )
-    if stages & {"rank", "retrain", "baseline"}:
+    trains_candidates = "evolve" in stages and (settings.evolve.trials or settings.evolve.finalists > 1)
+    if stages & {"rank", "retrain", "baseline"} or trains_candidates:
         _check_augmentation("retrain", settings.retrain, settings)
     if stages & {"retrain", "baseline"}:
         for name in found.choices(settings).values():

@@ -64,7 +64,8 @@ def rank(run: Run) -> None:
         "rank",
         schedule=schedule,
         split=run.train,
-        images=test,
+        images=run.on_device(test),
+        digest=test.digest,
         workers=candidates.workers,
         about=lambda architecture: {"dss": zero_cost.dss(architecture, run.num_classes)},
     )

@@ -112,7 +112,8 @@ class Run:
         before = claims.made_with(folder)
         done = (folder / "model.safetensors").is_file()
         for key, old, new in claims.differences(self.with_classes(before), settings) if before else ():
-            if done or key.rpartition(".")[2] not in MAY_CHANGE:
+            section, _, setting = key.rpartition(".")
+            if done or section not in claims.TRAININGS or setting not in MAY_CHANGE:
                 raise UserError(
                     f"{folder}: made with {key}: {old}, and the recipe now says {new}; "
                     f"give {named} another name, or delete {folder}"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from accelerate.utils import gather_object
 
 from vitas.config import RankError, UserError
-from vitas.data.decoded import Cached
+from vitas.data.device import DeviceImages
 from vitas.data.splits import Split
 from vitas.models import saved
 from vitas.report.terminal import progress, say
@@ -26,6 +26,7 @@ from vitas.sections import Retraining
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.train.alone import one_thread
+from vitas.train.memory import explained
 
 
 class Job(NamedTuple):
@@ -54,6 +55,7 @@ class Trainings:
         schedule: Of each of them.
         split: What they train on; a stream is counted already (`training.count_images`).
         images: What they are tested on.
+        digest: A name of these images.
         workers: The ranks.
         source: The supernet whose weights they start from; left out, they start from new ones.
         about: More for the line of the first seed of an architecture.
@@ -66,18 +68,19 @@ class Trainings:
         *,
         schedule: Retraining,
         split: Split,
-        images: Cached,
+        images: DeviceImages,
+        digest: str,
         workers: Workers,
         source: TrainedSupernet | None = None,
         about: Callable[[Architecture], Line] = _nothing,
     ) -> None:
         self.run, self.stage, self.schedule, self.split = run, stage, schedule, split
-        self.images, self.workers, self.source, self.about = run.on_device(images), workers, source, about
+        self.images, self.workers, self.source, self.about = images, workers, source, about
         self.known: dict[tuple[str, int], Line] = {}
         made_from = replace(run, recipe=run.recipe.model_copy(update={"retrain": schedule})).settings("retrain")
         made_from |= {
             "train": claims.images(split),
-            "test": images.digest,
+            "test": digest,
             "precision": run.accelerator.mixed_precision,
             "device": run.accelerator.device.type,
         }
@@ -137,8 +140,12 @@ class Trainings:
         except UserError as error:  # the other ranks do not know
             raise error if isinstance(error, RankError) else RankError(str(error)) from None
         model = saved.load_model(folder).to(run.accelerator.device)
-        with one_thread(run.accelerator.device):
-            right = tally(model, self.images, 0, len(self.images), batch_size=run.recipe.evaluate.batch_size)
+        size = run.recipe.evaluate.batch_size
+        with (
+            one_thread(run.accelerator.device),
+            explained(lambda: f"{self.stage}: out of memory in a test; lower evaluate.batch_size from {size}"),
+        ):
+            right = tally(model, self.images, 0, len(self.images), batch_size=size)
             # The same for all seeds of an architecture: the first of them works it out.
             line = {} if number else self.about(architecture)
         line |= {"key": architecture.key, "number": number}

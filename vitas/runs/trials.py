@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from accelerate.utils import broadcast_object_list
 
-from vitas.data.decoded import Cached
+from vitas.config import UserError
 from vitas.files import write_atomically
 from vitas.runs.candidates import random_inside
 from vitas.runs.run import Run
@@ -18,6 +18,7 @@ from vitas.runs.trainings import Job, Trainings
 from vitas.search.candidates import Candidates
 from vitas.search.correction import Correction
 from vitas.search.evolution import CORRECTED, Entry
+from vitas.sections import FEWEST_TRIALS
 from vitas.spaces.architecture import Architecture
 
 FIRST_SEED = 2**33
@@ -26,11 +27,11 @@ FIRST_SEED = 2**33
 Score = Callable[[list[Architecture], float], list[Entry]]
 
 
-def corrected(run: Run, supernet: TrainedSupernet, images: Cached, candidates: Candidates) -> Score:
+def corrected(run: Run, supernet: TrainedSupernet, digest: str, candidates: Candidates) -> Score:
     """Scores as `candidates.score` gives them, each with what the trials make of it. All ranks call it.
 
     The trials are random architectures inside the budgets, of every patch size alike; they train, from the supernet's
-    weights, on what it was trained on, and are judged on the images that score candidates.
+    weights, on what it was trained on, and are judged on the images that score candidates, whose name is `digest`.
     """
     recipe, settings = run.recipe, run.recipe.evolve
     stage = f"{settings.name}/trials"
@@ -42,7 +43,8 @@ def corrected(run: Run, supernet: TrainedSupernet, images: Cached, candidates: C
         stage,
         schedule=recipe.trial_schedule,
         split=supernet.trained_on,
-        images=images,
+        images=candidates.scorer.images,
+        digest=digest,
         workers=candidates.workers,
         source=supernet,
     ).do([Job(architecture) for architecture in trials])
@@ -86,8 +88,9 @@ def _drawn(run: Run, candidates: Candidates) -> list[Architecture]:
     shares = [len(part) for part in np.array_split(np.arange(recipe.evolve.trials), len(recipe.every_budget))]
     sizes = dict(zip(recipe.every_budget, shares, strict=True))
     pools = random_inside(run, candidates, sizes, seed=FIRST_SEED, purpose="evolve.trials", each_patch_size=True)
-    return list(
-        {
-            one["key"]: Architecture.model_validate(one["architecture"]) for pool in pools.values() for one in pool
-        }.values()
-    )
+    drawn = {one["key"]: Architecture.model_validate(one["architecture"]) for pool in pools.values() for one in pool}
+    if len(drawn) < FEWEST_TRIALS:
+        raise UserError(
+            f"evolve.trials: {len(drawn)} architectures were found inside the budget, expected {FEWEST_TRIALS}"
+        )
+    return list(drawn.values())

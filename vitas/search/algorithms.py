@@ -39,12 +39,13 @@ class Algorithm:
     The same seed and the same answers give the same genomes: a search is resumed by replaying it.
 
     Args:
-        settings: Which algorithm, its mutation and objectives.
+        settings: Which algorithm, and its mutation.
         space: Where genomes come from.
         size: Genomes of a generation.
         first: New random genomes inside the budget, one after the other.
         allowed: Whether genomes are inside the budget, as far as it is counted.
-        constraints: How many constraints a genome has.
+        objectives: How many objectives a genome has.
+        constraints: How many constraints it has.
         seed: Seed of the algorithm.
     """
 
@@ -55,12 +56,13 @@ class Algorithm:
         size: int,
         first: Iterator[np.ndarray],
         allowed: Allowed,
+        objectives: int,
         constraints: int,
         seed: int,
     ) -> None:
         self.problem = Problem(
             n_var=len(space.cardinality),
-            n_obj=len(settings.objectives),
+            n_obj=objectives,
             n_ieq_constr=constraints,
             xl=0,
             xu=space.cardinality - 1,

@@ -111,7 +111,7 @@ class _Search:
             first = each_patch_size(first, size)
         constraints = 1 + max(1, len(budget.windows()))
         self.space, self.budget, self.objectives, self.size = space, budget, objectives(settings), size
-        self.algorithm = Algorithm(settings, space, size, first, allowed, constraints, seed)
+        self.algorithm = Algorithm(settings, space, size, first, allowed, len(self.objectives), constraints, seed)
 
     def ask(self, most: int) -> list[Architecture]:
         return [self.space.decode(genome) for genome in self.algorithm.ask(most)]

@@ -58,11 +58,15 @@ def _confirmed(
 
 
 def in_one(fronts: Fronts) -> list[Entry]:
-    """The entries of all budgets, in their order; with several, each says by `budgets` for which it is."""
+    """The entries of all budgets, in their order.
+
+    With several budgets each says by `budgets` for which it is, and by `best_of` of which it is the best.
+    """
     entries: dict[str, Entry] = {}
     for name, best in fronts.items():
-        for entry in best:
+        for place, entry in enumerate(best):
             marked = entries.setdefault(entry["key"], dict(entry))
             if name:
                 marked["budgets"] = [*marked.get("budgets", []), name]
+                marked["best_of"] = [*marked.get("best_of", []), *([] if place else [name])]
     return list(entries.values())

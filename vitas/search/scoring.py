@@ -130,7 +130,7 @@ class Scorer:
         size = self.batch_size
         began = time.perf_counter()
         line: dict[str, Any] = {"key": architecture.key, "first": first, "batch_size": size, "hits": {}, "loss": {}}
-        with explained(lambda: f"evolve: out of memory at architecture {architecture.model_dump_json()}; "
+        with explained(lambda: f"scores: out of memory at architecture {architecture.model_dump_json()}; "
                                f"lower evolve.batch_size from {size}"):  # fmt: skip
             for side, logits in self.sides(architecture, size).items():
                 found = self._tallies(logits, self.slices[first : first + length], size)
