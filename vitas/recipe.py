@@ -146,8 +146,8 @@ class Recipe(Section):
 
     @property
     def trial_schedule(self) -> Retraining:
-        """The schedule of the trials of a search: that of `retrain`, shortened, from the supernet's weights."""
-        return self.retrain.short(self.evolve.trial_epochs or self.retrain.epochs / 4, "supernet")
+        """The schedule of the trials of a search: that of `retrain`, shortened."""
+        return self.retrain.short(self.evolve.trial_epochs or self.retrain.epochs / 4, self.evolve.trial_init)
 
     @property
     def folder(self) -> Path:

@@ -273,8 +273,10 @@ class Evolution(Section):
     """Successive halving: the parts of the images, such as `[0.1, 0.3, 1.0]`, on which all candidates of a generation,
     then the better half, then the better half of these are scored. Only those scored on all can be found."""
     trials: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Random architectures of the budgets that are first trained alone, from the supernet's weights, to correct its
-    scores by: the search then improves the loss that they foretell. 8 or more, 24 are a good number; 0 for none."""
+    """Random architectures of the budgets that are first trained alone, to correct the supernet's scores by: the search
+    then improves the loss that they foretell. 8 or more, 24 are a good number; 0 for none."""
+    trial_init: Literal["supernet", "scratch"] = "supernet"
+    """Whether trials start from the supernet's weights, for which a part of the epochs is enough, or from new ones."""
     trial_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Epochs of a trial, otherwise a training of `retrain`, its warm-up in proportion; left out, a quarter of its."""
     finalists: Annotated[int, Field(ge=0, le=256)] = 0

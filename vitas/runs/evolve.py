@@ -39,7 +39,7 @@ def evolve(run: Run) -> None:
     parts = {
         "budgets": windows if recipe.budgets else {"budget": windows[""]},
         "measured": recipe.budget.deployment if recipe.measured else {},
-        "evolve": settings.model_dump(exclude={"batch_size", "generations", "finalists", "trial_epochs"}),
+        "evolve": settings.model_dump(exclude={"batch_size", "generations", "finalists", "trial_epochs", "trial_init"}),
         "trials": recipe.trial_schedule.model_dump(mode="json", exclude=claims.HOW) if settings.trials else {},
         # Scores belong to one set of weights and of images: with others this would be another search.
         "supernet": supernet.checksum,

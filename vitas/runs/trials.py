@@ -30,8 +30,8 @@ Score = Callable[[list[Architecture], float], list[Entry]]
 def corrected(run: Run, supernet: TrainedSupernet, digest: str, candidates: Candidates) -> Score:
     """Scores as `candidates.score` gives them, each with what the trials make of it. All ranks call it.
 
-    The trials are random architectures inside the budgets, of every patch size alike; they train, from the supernet's
-    weights, on what it was trained on, and are judged on the images that score candidates, whose name is `digest`.
+    The trials are random architectures inside the budgets, of every patch size alike; they train on what
+    the supernet was trained on, and are judged on the images that score candidates, whose name is `digest`.
     """
     recipe, settings = run.recipe, run.recipe.evolve
     stage = f"{settings.name}/trials"
@@ -46,7 +46,7 @@ def corrected(run: Run, supernet: TrainedSupernet, digest: str, candidates: Cand
         images=candidates.scorer.images,
         digest=digest,
         workers=candidates.workers,
-        source=supernet,
+        source=supernet if settings.trial_init == "supernet" else None,
     ).do([Job(architecture) for architecture in trials])
     found: list[Correction] = []  # the main rank's: last bits may be others elsewhere
     if run.accelerator.is_main_process:
