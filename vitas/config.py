@@ -33,6 +33,12 @@ class RankLost(RankError):
     exit_code = 1
 
 
+class SourceLost(RankError):
+    """Images cannot be read for the moment, such as from a server that does not answer: worth another start later."""
+
+    exit_code = 75  # EX_TEMPFAIL, as of a run that was told to stop
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys.
 

@@ -87,14 +87,21 @@ class Data(Section):
     label_column: str | None = None
     """The column of class labels; found from the features if left out."""
     classes: Classes = None
-    """Number of classes, their names in order, or a file with a name on each line. Needed where the labels of a stream
-    are plain numbers (a number) or texts (names), and to check a recipe without data."""
+    """Number of classes, their names in order, or a file with a name on each line, where the data does not say them;
+    and to check a recipe without data."""
     examples: Annotated[int, Field(gt=0, le=10**12)] | None = None
-    """Number of training images; known, a stream is not read through to count them, and a check needs no data."""
+    """Number of training images: with `classes`, a check then needs no data."""
     streaming: bool = False
-    """Read the training images as a stream instead of indexing them first."""
+    """Read the training images in the order of their shards, from wherever these are, instead of copying them first."""
+    readers: PositiveInt = 64
+    """Places of a stream that are read side by side, whatever the ranks and workers: each step takes as many images
+    from each. Fewer, if there are fewer shards or the batch does not divide by them."""
     shuffle_buffer: PositiveInt = 2048
-    """Images that a worker holds to shuffle a stream."""
+    """Images of a stream among which one step's are drawn: each reader shuffles blocks of its share of them."""
+    patience: Annotated[float, Field(gt=0, le=1e6)] = 300.0
+    """Seconds for which a shard that cannot be read is tried again; then the run saves, and ends with exit code 75."""
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Part of the images that may be unreadable, ten at least; with more the run stops."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Part of the training images that the search scores candidates on, and no training sees."""
     workers: NonNegativeInt = 4

@@ -1,15 +1,16 @@
 """From splits to the micro-batches of a rank.
 
 Every draw comes from (seed, epoch, image), so that batches depend neither on the number of ranks or
-workers nor on where a run was resumed. (A stream is read by shards, so its order does depend on both counts.)
+workers nor on where a run was resumed.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from vitas.data.images import first_readable
 from vitas.data.plan import Plan
 from vitas.data.splits import Split, Unreadable
-from vitas.data.stream import Stream
+from vitas.data.stream import Order, Stream
 
 
 class Batch(NamedTuple):
@@ -36,14 +37,20 @@ class TrainingData:
     """The images that one training sees."""
 
     split: Split
-    size: int
-    """Number of images, unreadable ones included."""
     transform: Callable[[Image.Image], torch.Tensor]
     seed: int
     """Seed of order and augmentation."""
     workers: int
+    readers: int
+    """Of a stream."""
     shuffle_buffer: int
+    """Images among which a stream's are shuffled, over all readers."""
     pin_memory: bool
+
+    @property
+    def size(self) -> int:
+        """Number of images, unreadable ones included."""
+        return len(self.split.indices)
 
     @property
     def num_classes(self) -> int:
@@ -55,7 +62,7 @@ class TrainingData:
         """The account of images that could not be read."""
         return self.split.unreadable
 
-    def batches(self, plan: Plan) -> DataLoader[Batch]:
+    def batches(self, plan: Plan) -> Iterable[Batch]:
         """The micro-batches of a rank."""
         return loader(
             self.split,
@@ -63,22 +70,25 @@ class TrainingData:
             plan,
             seed=self.seed,
             workers=self.workers,
+            readers=self.readers,
             shuffle_buffer=self.shuffle_buffer,
             pin_memory=self.pin_memory,
         )
 
 
-def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int, workers: int, shuffle_buffer: int,
-           pin_memory: bool) -> DataLoader[Batch]:  # fmt: skip
-    """An endless stream of this rank's micro-batches, from step `plan.start` to `plan.stop`."""
-    if split.streamed:  # no more workers than this rank has shards
-        workers = min(workers, max(1, split.dataset.num_shards // plan.world))
-    options: dict[str, Any] = {"num_workers": min(workers, allowed_cores()), "pin_memory": pin_memory}
-    options["worker_init_fn"] = outlive_a_stop
+def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int, workers: int, readers: int,
+           shuffle_buffer: int, pin_memory: bool) -> Iterable[Batch]:  # fmt: skip
+    """This rank's micro-batches, from step `plan.start` to `plan.stop`."""
+    workers = min(workers, allowed_cores())
+    options: dict[str, Any] = {"worker_init_fn": outlive_a_stop}
     if split.streamed:
-        stream = Stream(split, transform, plan, seed, shuffle_buffer)
-        return DataLoader(stream, batch_size=plan.micro_batch, collate_fn=_collate, **options)
+        order = Order(split, plan.batch_size, readers=readers, buffer=shuffle_buffer, seed=seed)
+        stream = Stream(order, transform, plan)
+        workers = stream.workers(workers)
+        parts = DataLoader(stream, batch_size=None, collate_fn=_part, num_workers=workers, **options)
+        return _merged(parts, max(1, workers), plan.micro_batch, pin_memory)
     rows = _Rows(split, transform, seed)
+    options |= {"num_workers": workers, "pin_memory": pin_memory}
     batches = _micro_batches(len(rows), plan, seed)
     return DataLoader(rows, batch_sampler=batches, collate_fn=_collate, **options)  # pyright: ignore[reportArgumentType]
 
@@ -97,8 +107,7 @@ def outlive_a_stop(_: int) -> None:
 def _micro_batches(size: int, plan: Plan, seed: int) -> Iterator[list[tuple[int, int]]]:
     """(epoch, row) of each image of each of this rank's micro-batches.
 
-    A step's images are the same whatever the ranks. Each micro-batch is laid out so that image i and image -1-i,
-    which timm's Mixup mixes, are neighbours in the step's order: so are the pairs, then, whatever the ranks.
+    A step's images are the same whatever the ranks, and so are the pairs that are mixed (`_mixed`).
     """
     per_epoch = size // plan.batch_size
     order, order_of = np.empty(0), -1
@@ -110,7 +119,16 @@ def _micro_batches(size: int, plan: Plan, seed: int) -> Iterator[list[tuple[int,
         for turn in range(plan.accumulation):
             first = (turn * plan.world + plan.rank) * plan.micro_batch
             rows = images[first : first + plan.micro_batch]
-            yield [(epoch, int(row)) for row in (*rows[0::2], *rows[1::2][::-1])]
+            yield [(epoch, int(row)) for row in rows[_mixed(len(rows))]]
+
+
+def _mixed(size: int) -> np.ndarray:
+    """An order of a micro-batch in which image i and image -1-i, which timm's Mixup mixes, were neighbours before.
+
+    Neighbours in a step stay neighbours in its micro-batches, however many ranks there are.
+    """
+    places = np.arange(size)
+    return np.concatenate([places[0::2], places[1::2][::-1]])
 
 
 class _Rows(Dataset[Any]):
@@ -120,13 +138,30 @@ class _Rows(Dataset[Any]):
         self.split, self.transform, self.seed = split, transform, seed
 
     def __len__(self) -> int:
-        assert self.split.indices is not None
         return len(self.split.indices)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, dict[str, str]]:
         epoch, row = key
         others = ((row + step) % len(self) for step in range(len(self)))
         return first_readable(map(self.split.example, others), self.transform, [self.seed, epoch, row], self.split)
+
+
+def _part(placed: list[tuple[int, Any]]) -> tuple[list[int], Batch | None]:
+    """What one worker gives of a micro-batch, with the places of its images in it."""
+    return [place for place, _ in placed], _collate([sample for _, sample in placed]) if placed else None
+
+
+def _merged(parts: Iterable[Any], workers: int, size: int, pin_memory: bool) -> Iterator[Batch]:
+    """Micro-batches from the parts that the workers give in turn."""
+    parts = iter(parts)
+    while of_all := list(islice(parts, workers)):
+        places = np.concatenate([there for there, _ in of_all])
+        order = torch.from_numpy(np.argsort(places)[_mixed(size)])
+        batches = [batch for _, batch in of_all if batch is not None]
+        images, labels = (torch.cat([batch[part] for batch in batches])[order] for part in (0, 1))
+        if pin_memory:
+            images, labels = images.pin_memory(), labels.pin_memory()
+        yield Batch(images, labels, {name: why for batch in batches for name, why in batch.unreadable.items()})
 
 
 def _collate(samples: list[tuple[torch.Tensor, int, dict[str, str]]]) -> Batch:

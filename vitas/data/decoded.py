@@ -18,6 +18,7 @@ from vitas.data import keyed
 from vitas.data.augment import preprocessing
 from vitas.data.batches import allowed_cores, outlive_a_stop
 from vitas.data.images import DECODING, UNREADABLE, decode
+from vitas.data.shards import Shards
 from vitas.data.splits import Split
 from vitas.report.terminal import say
 from vitas.sections import Data
@@ -109,19 +110,22 @@ def _save(file: Path, array: np.ndarray) -> None:
 
 
 class _Parts(Dataset[Any]):
-    """A split in parts for decoding: 256 rows each, or the shards of a stream."""
+    """A split in parts for decoding, each of 256 rows at most, and of a stream of one shard."""
 
     def __init__(self, split: Split, transform: Callable[..., Any]) -> None:
         self.split, self.transform = split, transform
-        self.images = None if split.indices is None else len(split.indices)
+        self.images = len(split.indices)
+        shards = range(split.dataset.count) if isinstance(split.dataset, Shards) else ()
+        self.of_shards = [(shard, rows[first : first + 256]) for shard in shards for rows in [split.rows_of(shard)]
+                          for first in range(0, len(rows), 256)]  # fmt: skip
 
     def __len__(self) -> int:
-        return self.split.dataset.num_shards if self.images is None else -(-self.images // 256)
+        return len(self.of_shards) if self.split.streamed else -(-self.images // 256)
 
     def __getitem__(self, part: int) -> tuple[np.ndarray, list[int], dict[str, str]]:
         images, labels, unreadable = [], [], {}
-        if self.images is None:
-            examples = self.split.examples(part)
+        if self.split.streamed:
+            examples = self.split.examples(*self.of_shards[part])
         else:
             examples = map(self.split.example, range(part * 256, min((part + 1) * 256, self.images)))
         for name, undecoded, label in examples:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
+import fsspec
 import numpy as np
 from PIL import Image
 
 from vitas.config import UserError, did_you_mean, one_line
-from vitas.data import listing
+from vitas.data import listing, remote, shards
+from vitas.data.shards import Shards
 from vitas.data.splits import Origin
 from vitas.files import expanded
 
 EXPECTED = "expected a folder of class folders, parquet, tar, CSV or TSV files, a folder of save_to_disk, or a Hub name"
 SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
+STREAMED = {"parquet": shards.parquet, "webdataset": shards.tar}
 TABLES = (".csv", ".tsv")
 PARTS = {
     "data.train": ("train", "training"),
@@ -32,15 +37,17 @@ PARTS = {
 class Opened:
     """A dataset as it is found, with any columns."""
 
-    dataset: Any
-    """A `datasets.Dataset`, or an `IterableDataset` of shards or of the Hub."""
+    dataset: datasets.Dataset | Shards
+    """A `datasets.Dataset`, or shards that are read when they are wanted."""
     origin: Origin
     left_out: dict[str, str] = field(default_factory=dict)
     """Images that are no part of it, and why."""
 
 
-def open_any(spec: str, key: str, *, streaming: bool, image_column: str | None = None) -> Opened:
+def open_any(spec: str, key: str, *, patience: float | None = None, image_column: str | None = None) -> Opened:
     """Opens what `data.train` or `data.test` (the `key`) names.
+
+    With `patience` what comes in shards is not read yet; each will be tried again for so many seconds.
 
     Raises:
         UserError: Nothing is there, or not in any of the forms.
@@ -48,28 +55,30 @@ def open_any(spec: str, key: str, *, streaming: bool, image_column: str | None =
     if spec in ("digits", "digits:train", "digits:test"):
         return Opened(_digits(test=spec.endswith("test")), Origin(spec))
     where = f"{key}: {spec}"
+    if remote.is_remote(spec):
+        return _urls(spec, where, patience)
     path, part = expanded(spec).absolute(), None
     if not path.exists() and (named := re.fullmatch(r"(.+):([\w.-]+)", str(path))) and Path(named[1]).is_dir():
         path, part = Path(named[1]), named[2]
     if path.is_dir():
-        return _folder(path, part, key, where, streaming)
+        return _folder(path, part, key, where, patience)
     if path.exists():
         if listing.is_image(path):
             raise UserError(f"{where} is one image, {EXPECTED}")
-        return _several([path], key, where, streaming, image_column)
+        return _several([path], key, where, patience, image_column)
     if patterns := _patterns(str(expanded(spec))):
         found = []
         for pattern in patterns:
             found += (matches := sorted(glob.glob(pattern, recursive=True)))
             if not matches:
                 raise UserError(f"{key}: {pattern}: No such file or directory")
-        return _several([Path(file).absolute() for file in found], key, where, streaming, image_column)
+        return _several([Path(file).absolute() for file in found], key, where, patience, image_column)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:\w+)?", spec):
-        return _hub(spec, where, streaming)
+        return _hub(spec, where, patience)
     raise UserError(f"{where}: No such file or directory")
 
 
-def _several(found: list[Path], key: str, where: str, streaming: bool, image_column: str | None) -> Opened:
+def _several(found: list[Path], key: str, where: str, patience: float | None, image_column: str | None) -> Opened:
     """What a pattern matched: folders with images in them, images, shards or tables; files of no use are left out."""
     by_kind: dict[str, list[Path]] = {}
     for path in found:
@@ -82,7 +91,7 @@ def _several(found: list[Path], key: str, where: str, streaming: bool, image_col
     if kind == "table":
         return Opened(listing.from_tables(found, image_column, key), Origin(kind))
     if kind in SHARDS.values():
-        return _shards(kind, found, where, streaming)
+        return _shards(kind, found, where, patience)
     if not kind:
         raise UserError(f"{where} is a {found[0].suffix or 'nameless'} file, {EXPECTED}")
     images = listing.images_below(found) if kind == "folder" else list(map(str, found))
@@ -99,7 +108,7 @@ def _kind(path: Path) -> str:
     return SHARDS.get(path.suffix.lower()) or ("table" if path.suffix.lower() in TABLES else "")
 
 
-def _folder(folder: Path, part: str | None, key: str, where: str, streaming: bool) -> Opened:
+def _folder(folder: Path, part: str | None, key: str, where: str, patience: float | None) -> Opened:
     if (folder / "dataset_dict.json").is_file():
         names = sorted(child.name for child in folder.iterdir() if (child / "state.json").is_file())
         chosen = _choose(names, part, key, where)
@@ -118,12 +127,12 @@ def _folder(folder: Path, part: str | None, key: str, where: str, streaming: boo
             raise UserError(f"{where}: holds both .parquet and .tar files: name some, such as {folder}/*.parquet")
         parts = {file: re.split(r"[-_.\d]", file.stem)[0] for file in files}
         chosen = _choose(parts.values(), part, key, where)
-        return _shards(SHARDS[kinds.pop()], [file for file in files if chosen in (None, parts[file])], where, streaming)
+        return _shards(SHARDS[kinds.pop()], [file for file in files if chosen in (None, parts[file])], where, patience)
     folders = [child.name for child in folder.iterdir() if child.is_dir()]
     if chosen := _choose(folders, part, key, where):
-        return _folder(folder / chosen, None, key, where, streaming)
+        return _folder(folder / chosen, None, key, where, patience)
     if tables := [str(file) for file in folder.glob("metadata.*") if file.suffix in (".csv", ".jsonl", ".parquet")]:
-        dataset = _load("imagefolder", f"{glob.escape(str(folder))}/**", where, streaming)
+        dataset = _load("imagefolder", f"{glob.escape(str(folder))}/**", where)
         return Opened(dataset, Origin("imagefolder", tuple(tables)))
     dataset, loose = listing.class_folders(folder, where)
     return Opened(dataset, Origin("images"), loose)
@@ -143,48 +152,87 @@ def _choose(names: Any, part: str | None, key: str, where: str) -> str | None:
 
 def _saved(folder: Path, where: str) -> Opened:
     try:
-        dataset = datasets.load_from_disk(str(folder))
+        dataset = cast(datasets.Dataset, datasets.load_from_disk(str(folder)))
     except Exception as error:  # readers of files raise dozens of kinds
         raise UserError(f"{where}: not readable as a folder of save_to_disk: {one_line(error)}") from None
     files = sorted(str(file) for file in folder.glob("*.arrow"))
     return Opened(dataset, Origin("save_to_disk", tuple(files)))
 
 
-def _shards(kind: str, files: list[Path], where: str, streaming: bool) -> Opened:
-    names = [str(file) for file in files]
-    dataset = _load(kind, list(map(glob.escape, names)), where, streaming)
-    return Opened(dataset, Origin(kind, tuple(names)))
+def _urls(spec: str, where: str, patience: float | None) -> Opened:
+    names = _braces(spec)
+    if not spec.startswith(("http://", "https://")):  # of these nobody can ask what there is
+        names = [found for name in names for found in (_matches(name, where) if glob.has_magic(name) else [name])]
+    kinds = {SHARDS.get(os.path.splitext(name.partition("?")[0])[1].lower(), "") for name in names}
+    if len(kinds) > 1 or "" in kinds:
+        raise UserError(f"{where}: expected URLs of .parquet or of .tar files")
+    return _shards(kinds.pop(), names, where, patience)
 
 
-def _load(kind: str, files: Any, where: str, streaming: bool) -> Any:
+def _matches(pattern: str, where: str) -> list[str]:
+    files, path = fsspec.core.url_to_fs(pattern)
     try:
-        return datasets.load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
+        found = [files.unstrip_protocol(name) for name in sorted(files.glob(path))]
+    except Exception as error:  # the clients of servers raise dozens of kinds
+        raise UserError(f"{where}: {one_line(error)}") from None
+    if not found:
+        raise UserError(f"{where}: no such files")
+    return found
+
+
+def _shards(kind: str, files: Sequence[Path | str], where: str, patience: float | None) -> Opened:
+    names = list(map(str, files))
+    if patience is None:
+        whole = [name if remote.is_remote(name) else glob.escape(name) for name in names]
+        return Opened(_load(kind, whole, where), Origin(kind, tuple(names)))
+    try:
+        return Opened(STREAMED[kind](names, patience), Origin(kind, tuple(names)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _load(kind: str, files: Any, where: str) -> datasets.Dataset:
+    try:
+        return cast(datasets.Dataset, datasets.load_dataset(kind, data_files={"train": files}, split="train"))
     except Exception as error:  # readers of files raise dozens of kinds
         raise UserError(f"{where}: not readable as {kind}: {one_line(error.__cause__ or error)}") from None
 
 
-def _hub(spec: str, where: str, streaming: bool) -> Opened:
+def _hub(spec: str, where: str, patience: float | None) -> Opened:
     name, _, split = spec.partition(":")
     try:
         builder = datasets.load_dataset_builder(name)
         origin = Origin(f"{spec} {builder.hash}")
-        if streaming:
-            return Opened(builder.as_streaming_dataset(split=split or "train"), origin)
-        builder.download_and_prepare()
-        return Opened(builder.as_dataset(split=split or "train"), origin)
+        if patience is None:
+            builder.download_and_prepare()
+            return Opened(cast(datasets.Dataset, builder.as_dataset(split=split or "train")), origin)
+        kind, files = builder.name or "", (builder.config.data_files or {}).get(split or "train")
+        if kind not in STREAMED or not files:
+            return Opened(shards.Others(builder.as_streaming_dataset(split=split or "train")), origin)
+        found = STREAMED[kind](list(map(str, files)), patience)
+    except UserError:
+        raise
     except Exception as error:  # the Hub's client raises dozens of kinds: network, access, names
         raise UserError(f"{where}: no such folder here, and not loaded from the Hub: {one_line(error)}") from None
+    if builder.info.features:  # with the names of classes, which a README may say and the files not
+        found.features = builder.info.features
+    return Opened(found, origin)
 
 
 def _patterns(path: str) -> list[str]:
     """The patterns that a path with `*`, `{a,b}` or `{000..127}` stands for, as in a shell; none if it is plain."""
+    found = _braces(path)
+    return found if len(found) > 1 or found != [path] or glob.has_magic(path) else []
+
+
+def _braces(path: str) -> list[str]:
+    """What a path with `{a,b}` or `{000..127}` stands for, as in a shell."""
     brace = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", path)
     if brace is None:
-        return [path] if glob.has_magic(path) else []
+        return [path]
     first, last, names = brace.groups()
     choices = names.split(",") if names else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    wholes = [path[: brace.start()] + choice + path[brace.end() :] for choice in choices]
-    return [pattern for whole in wholes for pattern in (_patterns(whole) or [whole])]
+    return [whole for choice in choices for whole in _braces(path[: brace.start()] + choice + path[brace.end() :])]
 
 
 @lru_cache(maxsize=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,6 +13,8 @@ import numpy as np
 
 from vitas.config import UserError, one_line
 from vitas.data.formats import open_any
+from vitas.data.indexing import known
+from vitas.data.shards import Rows, Shards
 from vitas.data.splits import Split, Unreadable
 from vitas.sections import Data
 
@@ -20,17 +23,25 @@ IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
 
 
-def open_splits(data: Data, *, train: bool = True) -> tuple[Split, Split]:
+def open_splits(
+    data: Data, *, train: bool = True, cache: Path | None = None, main: bool = True, scan: bool = True
+) -> tuple[Split, Split]:
     """The training and the test images of a recipe, with classes in one common order.
 
-    Without `train` the test images stand for both: evaluation alone then does not fetch what it does not read.
+    Args:
+        data: What the recipe says.
+        train: Without, the test images stand for both: evaluation alone then does not fetch what it does not read.
+        cache: Where the index of a stream is kept.
+        main: Whether what is kept there is looked at, and made anew if the shards are others now; else it is trusted.
+        scan: Whether shards may be read through for their index; without, that is an error.
 
     Raises:
         UserError: Nothing is there, or columns or classes cannot be told, or labels are missing or of no class.
     """
     if data.test is None and data.train != "digits":
         raise UserError("data.test: required, and missing: images for the final figures, in the forms of data.train")
-    source = _open(data, data.train, "data.train", streaming=data.streaming) if train else None
+    how: dict[str, Any] = {"cache": cache, "main": main, "scan": scan}
+    source = _open(data, data.train, "data.train", streaming=data.streaming, **how) if train else None
     test = _open(data, data.test or "digits:test", "data.test", streaming=False)
     if source is None:
         return test, test
@@ -43,87 +54,86 @@ def open_splits(data: Data, *, train: bool = True) -> tuple[Split, Split]:
     return source, test
 
 
-def _open(data: Data, spec: str, key: str, *, streaming: bool) -> Split:
-    found = open_any(spec, key, streaming=streaming, image_column=data.image_column)
-    dataset, label = _columns(found.dataset, data, key)
-    origin, unreadable = found.origin, Unreadable(key, dict(found.left_out))
-    where = f"{key}: column {label}"
-    if isinstance(dataset, datasets.Dataset):
-        column = [None if raw != raw else raw for raw in dataset.data.column("label").to_pylist()]  # NaN is no label
-        counts = Counter(column)
-        classes, labels = _classes(data, where, dataset.features["label"], [raw for raw in counts if raw is not None])
-        _check_labels(where, column, counts, labels)
-        if len(dataset) < 2:
-            raise UserError(f"{key}: {spec} holds {len(dataset)} images")
-        if key == "data.train" and len(counts) < 2:
-            name = classes[labels[next(iter(counts))]]
-            raise UserError(f"{key}: {spec}: all {len(dataset)} images are of one class, {name}; expected two or more")
-        if not streaming:
-            return Split(dataset, classes, labels, unreadable, origin, np.arange(len(dataset)))
-        origin = replace(origin, images=dataset)
-        # As many shards as ranks and workers may want; mixed, for files mostly lie sorted by class.
-        order = np.random.default_rng(0).permutation(len(dataset))
-        shards = min(1024, -(-len(dataset) // 400))
-        dataset = dataset.select(order).to_iterable_dataset(num_shards=shards)
+def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Split:
+    found = open_any(spec, key, patience=data.patience if streaming else None, image_column=data.image_column)
+    image, label = _columns(found.dataset.features, data, key)
+    where, dataset, index = f"{key}: column {label}", found.dataset, None
+    if isinstance(dataset, Shards):
+        dataset.image, dataset.label = image, label
+        index = known(dataset, key, **how)
+        raws, kind = index.labels, _kind(dataset.features, label)
     else:
-        classes, labels = _classes(data, where, dataset.features["label"], None)
+        dataset = _chosen(dataset, image, label)
+        raws, kind = dataset.data.column("label").to_pylist(), dataset.features["label"]
+    column = [None if raw != raw else raw for raw in raws]  # NaN is no label
+    counts = Counter(column)
+    classes, labels = _classes(data, where, kind, [raw for raw in counts if raw is not None])
+    _check_labels(where, column, counts, labels)
+    if len(column) < 2:
+        raise UserError(f"{key}: {spec} holds {len(column)} images")
+    if key == "data.train" and len(counts) < 2:
+        name = classes[labels[next(iter(counts))]]
+        raise UserError(f"{key}: {spec}: all {len(column)} images are of one class, {name}; expected two or more")
     if len(classes) < 2:
         raise UserError(f"{where}: has one class, {', '.join(classes)}; expected two or more")
-    return Split(dataset, classes, labels, unreadable, origin)
+    origin = found.origin
+    if streaming and index is None and isinstance(dataset, datasets.Dataset):
+        origin, dataset = replace(origin, images=dataset), Rows(dataset)
+        index = dataset.index(key)
+    unreadable = Unreadable(key, dict(found.left_out))
+    return Split(dataset, classes, labels, unreadable, origin, np.arange(len(column)), index)
 
 
-def _columns(dataset: Any, data: Data, key: str) -> tuple[Any, str]:
-    """The dataset with nothing but the columns `image` and `label`, and what the label was called."""
-    features = dataset.features
+def _columns(features: datasets.Features | None, data: Data, key: str) -> tuple[str, str]:
+    """The columns of images and of labels; to a label inside a column leads a path, as in `json.label`."""
     if features is None:
         raise UserError(f"{key}: the columns of this stream cannot be told: set data.streaming=false")
     image = data.image_column or _find(key, features, datasets.Image, IMAGE_NAMES, "image")
     label = data.label_column or _find(key, features, datasets.ClassLabel, LABEL_NAMES, "label")
-    outer, _, inner = label.partition(".") if label not in features else (label, "", "")
+    outer = label if label in features else label.partition(".")[0]
     for name, option in ((image, "image_column"), (outer, "label_column")):
         if name not in features:
             raise UserError(f"data.{option}: {key} has no column {name}; it has {', '.join(features)}")
     if image == label:
         raise UserError(f"{key}: column {label} is both images and labels: set data.image_column and data.label_column")
-    kind = features[outer]
-    for name in filter(None, inner.split(".")):
-        if not isinstance(kind, dict) or name not in kind:
-            raise UserError(f"data.label_column: {key} has no {label}; column {outer} holds {_described(kind)}")
-        kind = kind[name]
+    kind = _kind(features, label)
+    if kind is None:
+        raise UserError(f"data.label_column: {key} has no {label}; column {outer} holds {_described(features[outer])}")
     if not _holds_images(features[image]):
         raise UserError(f"data.image_column: column {image} of {key} holds {_described(features[image])}, not images")
     if not _holds_labels(kind):
         raise UserError(f"data.label_column: column {label} of {key} holds {_described(kind)}, not class labels")
-    dataset = dataset.select_columns([image, outer])
-    if inner and isinstance(dataset, datasets.Dataset):
-        dataset = dataset.flatten().select_columns([image, label])
-    elif inner:
-        dataset = dataset.map(
-            _lift, features=datasets.Features({image: features[image], label: kind}), remove_columns=[outer],
-            fn_kwargs={"label": label},
-        )  # fmt: skip
-    dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    return image, label
+
+
+def _kind(features: datasets.Features, label: str) -> Any:
+    """The feature of a label; none if there is no such field."""
+    kind: Any = features
+    for name in [label] if label in features else label.split("."):
+        if not isinstance(kind, dict) or name not in kind:
+            return None
+        kind = kind[name]
+    return kind
+
+
+def _chosen(dataset: datasets.Dataset, image: str, label: str) -> datasets.Dataset:
+    """The dataset with nothing but the columns `image` and `label`."""
+    if label not in dataset.features:
+        dataset = dataset.select_columns([image, label.partition(".")[0]]).flatten()
+    dataset = dataset.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
     # By way of names that none of them has: one may have the other's.
     renamed = dataset.rename_columns({image: "image of it", label: "label of it"})
-    return renamed.rename_columns({"image of it": "image", "label of it": "label"}), label
+    return renamed.rename_columns({"image of it": "image", "label of it": "label"})
 
 
-def _lift(row: dict[str, Any], label: str) -> dict[str, Any]:
-    """The row with a value from inside one of its columns as a column of its own."""
-    value: Any = row
-    for name in label.split("."):
-        value = None if value is None else value[name]
-    return {label: value}
-
-
-def _classes(data: Data, where: str, kind: Any, raw: Sequence[Any] | None) -> tuple[tuple[str, ...], dict[Any, int]]:
+def _classes(data: Data, where: str, kind: Any, raw: Sequence[Any]) -> tuple[tuple[str, ...], dict[Any, int]]:
     """The names of the classes, and the index of each label, from what the column says, the recipe, or the labels.
 
     Args:
         data: What the recipe says.
         where: Key and column, for messages.
         kind: The feature of the column.
-        raw: The different labels that occur; None of a stream.
+        raw: The different labels that occur.
     """
     given = data.classes if isinstance(data.classes, list) else None
     texts = getattr(kind, "dtype", "") in ("string", "large_string")
@@ -133,9 +143,6 @@ def _classes(data: Data, where: str, kind: Any, raw: Sequence[Any] | None) -> tu
         named = dict(enumerate(given or map(str, range(data.num_classes or 0))))
     elif given:
         named = {name: name for name in given}
-    elif raw is None:
-        how = "which classes there are with data.classes=[...]" if texts else "how many there are with data.classes"
-        raise UserError(f"{where}: holds {_described(kind)}: say {how}")
     else:
         named = {value: _name(where, value) for value in sorted(raw)}
     classes = tuple(given or named.values())

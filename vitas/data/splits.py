@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from vitas.config import UserError, one_line
+from vitas.data.shards import Index, Shards, naming
 
 
 @dataclass
@@ -48,50 +48,64 @@ class Origin:
 class Split:
     """Labelled images that are not decoded yet: a part of a dataset, indexed or streamed."""
 
-    dataset: Any
-    """A `datasets.Dataset`, or an `IterableDataset`, with the columns `image` (bytes or path) and `label`."""
+    dataset: datasets.Dataset | Shards
+    """With the columns `image` (bytes or path) and `label`, or as shards."""
     classes: tuple[str, ...]
     labels: dict[Any, int]
     """Class index of each raw label."""
     unreadable: Unreadable
     origin: Origin
-    indices: np.ndarray | None = None
-    """Of an indexed dataset: the rows of this part."""
-    stride: int = 0
-    """Of a stream: the hold-out is every stride-th image of a shard; 0 for no hold-out."""
-    held_out: bool = False
-    """Of a stream: whether this part is the hold-out, or all the rest."""
+    indices: np.ndarray
+    """The rows of this part, rising; those of shards are counted through, shard after shard."""
+    index: Index | None = None
+    """Of shards: what is known of their rows."""
 
     @property
     def streamed(self) -> bool:
-        """Whether the images come in shards, without an index."""
-        return self.indices is None
+        """Whether the images come in shards."""
+        return isinstance(self.dataset, Shards)
 
     def hold_out(self, part: float, seed: int) -> tuple[Split, Split]:
-        """The training images without the hold-out, and the hold-out: `part` of them."""
-        if self.indices is None:
-            stride = max(2, round(1 / part))
-            return replace(self, stride=stride), replace(self, stride=stride, held_out=True)
+        """The training images without the hold-out, and the hold-out: `part` of them.
+
+        Of a stream it is `part` of each class, by the hash of (seed, shard, row).
+        """
+        if self.index is not None:
+            held = self._of_each_class(part, seed)
+            return replace(self, indices=self.indices[~held]), replace(self, indices=self.indices[held])
         order = np.random.default_rng([seed, len(self.indices)]).permutation(self.indices)
         count = min(max(1, round(part * len(order))), len(order) - 1)
         return replace(self, indices=np.sort(order[count:])), replace(self, indices=np.sort(order[:count]))
 
     def example(self, row: int) -> tuple[str, Any, int]:
         """Name, undecoded image and class index of the row-th image of an indexed split."""
-        assert self.indices is not None
-        return self._example(str(self.indices[row]), *map(self.dataset[int(self.indices[row])].get, ("image", "label")))
+        number = int(self.indices[row])
+        values = self.dataset[number]  # pyright: ignore[reportIndexIssue]
+        return self._example(str(number), values["image"], values["label"])
 
-    def examples(self, shard: int) -> Iterator[tuple[str, Any, int]]:
-        """Name, undecoded image and class index of the images of one shard of a stream."""
-        # `iter`, because plain iteration would deal this one shard out to the loader's workers once more.
-        batches = self.dataset.shard(self.dataset.num_shards, shard).iter(batch_size=32)
-        pairs = (pair for batch in batches for pair in zip(batch["image"], batch["label"], strict=True))
-        try:
-            for number, (image, label) in enumerate(pairs):
-                if not self.stride or (number % self.stride == self.stride - 1) == self.held_out:
-                    yield self._example(f"shard {shard} image {number}", image, label)
-        except (tarfile.TarError, pa.ArrowException) as error:
-            raise UserError(f"{self.unreadable.source}: shard {shard}: not readable: {one_line(error)}") from None
+    def rows_of(self, shard: int) -> np.ndarray:
+        """The rows of a shard that are in this part, counted in the shard."""
+        first, last = np.searchsorted(self.indices, self.starts[shard : shard + 2])
+        return self.indices[first:last] - self.starts[shard]
+
+    def examples(self, shard: int, rows: np.ndarray | None = None) -> Iterator[tuple[str, Any, int]]:
+        """Name, undecoded image and class index of these rows of a shard, or of all that are in this part."""
+        assert self.index is not None and isinstance(self.dataset, Shards)
+        rows = self.rows_of(shard) if rows is None else rows
+        if not len(rows):
+            return
+        name, (start, stop) = self.dataset.name(shard), self.starts[shard : shard + 2]
+        places = None if self.index.places is None else self.index.places[start:stop]
+        with naming(f"{self.unreadable.source}: {name}"):
+            images = self.dataset.read(shard, rows, places)
+            for row, image in zip(rows.tolist(), images, strict=True):
+                yield self._example(f"{name} image {row}", image, self.index.labels[start + row])
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(shards + 1,) The first row of each shard, and one past the last of all."""
+        assert self.index is not None
+        return np.concatenate([[0], np.cumsum(self.index.counts)])
 
     def key(self) -> dict[str, Any]:
         """What decides which images these are, and their labels, as plain JSON: others give another key."""
@@ -99,22 +113,47 @@ class Split:
             "source": self.origin.name,
             "files": _stamp(self.origin.files),
             "classes": _digest([*self.classes, *map(str, self.labels.items())]),
-            "rows": [self.stride, self.held_out] if self.indices is None else _digest([self.indices.tobytes()]),
+            "rows": _digest([self.indices.tobytes()]),
         }
-        dataset = self.origin.images if self.indices is None else self.dataset
-        if dataset is not None:
-            rows = np.arange(len(dataset)) if self.indices is None else self.indices
+        if self.index is not None:
+            places = b"" if self.index.places is None else self.index.places.tobytes()
+            key["shards"] = _digest([self.index.counts.tobytes(), places])
+            key["labels"] = _digest(str(self.index.labels[row]) for row in self.indices)
+        dataset = self.origin.images if self.index is not None else self.dataset
+        if isinstance(dataset, datasets.Dataset):
+            rows = np.arange(len(dataset)) if self.index is not None else self.indices
             key["images"] = _stamp(_paths(dataset, rows))
             key["labels"] = _digest(map(str, dataset.data.column("label").take(pa.array(rows)).to_pylist()))
         return key
 
+    def _of_each_class(self, part: float, seed: int) -> np.ndarray:
+        """(rows,) Whether each is among `part` of its class."""
+        assert self.index is not None
+        shard = np.searchsorted(self.starts, self.indices, "right") - 1
+        order = _hash(seed, shard, self.indices - self.starts[shard])
+        classes = np.array([self.labels[self.index.labels[row]] for row in self.indices])
+        sorted_rows = np.lexsort((order, classes))
+        _, first, counts = np.unique(classes[sorted_rows], return_index=True, return_counts=True)
+        place = np.arange(len(sorted_rows)) - np.repeat(first, counts)
+        held = np.zeros(len(sorted_rows), bool)
+        held[sorted_rows] = place < np.repeat(np.round(part * counts), counts)
+        if not held.any():
+            held[sorted_rows[0]] = True
+        return held
+
     def _example(self, name: str, image: Any, label: Any) -> tuple[str, Any, int]:
-        if label not in self.labels:
-            what = (
-                "has no label" if label is None else f"has label {one_line(repr(label))}, which is none of the classes"
-            )
-            raise UserError(f"{self.unreadable.source}: image {name} {what}")
         return (image or {}).get("path") or name, image, self.labels[label]
+
+
+def _hash(seed: int, *numbers: np.ndarray) -> np.ndarray:
+    """64 bits of each row of numbers, by SplitMix64 (Steele and others, 2014): the same on any machine."""
+    state = np.full(len(numbers[0]), seed % 2**63, np.uint64)
+    for values in numbers:
+        state += values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state
 
 
 def _paths(dataset: datasets.Dataset, rows: np.ndarray) -> list[str]:

@@ -1,81 +1,149 @@
-"""Images that come in shards, without an index."""
+"""The order of a stream: a fixed number of readers, side by side, whatever the ranks and workers.
+
+An epoch puts the shards in an order drawn for it, one after the other, and cuts that row of images into equal parts,
+one for each reader. A reader shuffles its part in blocks. Each step takes as many images of each reader. Where a reader
+is at a step follows from the step alone: nothing is read before it but the rest of a block.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from tqdm import tqdm
 
-from vitas.data import keyed
 from vitas.data.images import first_readable
 from vitas.data.plan import Plan
+from vitas.data.shards import Shards
 from vitas.data.splits import Split
+
+FETCHERS = 4
+"""Blocks that a worker fetches ahead at the same time, while it decodes those before."""
+
+Example = tuple[str, Any, int]
+
+
+class Sample(NamedTuple):
+    """One image of a step, not decoded yet."""
+
+    examples: Iterator[Example]
+    """It, and those of its block that stand in for it if it cannot be read."""
+    key: list[int]
+    """Of all draws for it."""
+
+
+class Order:
+    """Which images of a stream each step takes.
+
+    Args:
+        split: The stream.
+        batch_size: Images of a step.
+        readers: How many readers there are, at most; they divide the batch, and are no more than the shards.
+        buffer: Images among which a step's are drawn, over all readers.
+        seed: Of the order.
+    """
+
+    def __init__(self, split: Split, batch_size: int, *, readers: int, buffer: int, seed: int) -> None:
+        assert isinstance(split.dataset, Shards)
+        self.split, self.seed = split, seed
+        self.counts = np.diff(np.searchsorted(split.indices, split.starts))
+        most = min(readers, int((self.counts > 0).sum()))
+        self.readers = max(count for count in range(1, most + 1) if batch_size % count == 0)
+        self.each = batch_size // self.readers
+        """Images of a reader in a step."""
+        self.per_epoch = len(split.indices) // batch_size
+        """Steps."""
+        self.block = max(1, buffer // self.readers)
+
+    def samples(self, reader: int, start: int, stop: int, pool: Executor) -> Iterator[Sample]:
+        """The images of one reader, from step `start` to step `stop`, fetched ahead in `pool`."""
+        for epoch in range(start // self.per_epoch, -(-stop // self.per_epoch)):
+            first, last = (min(max(step - epoch * self.per_epoch, 0), self.per_epoch) * self.each
+                           for step in (start, stop))  # fmt: skip
+            blocks = range(first // self.block, -(-last // self.block))
+            for number, examples in zip(blocks, _ahead(self._blocks(epoch, reader, blocks), pool), strict=True):
+                order = np.random.default_rng([self.seed, epoch, reader, number]).permutation(len(examples))
+                shuffled = [examples[place] for place in order]
+                begin = number * self.block
+                for place in range(max(first - begin, 0), min(last - begin, len(shuffled))):
+                    key = [self.seed, epoch, reader, begin + place]
+                    yield Sample(_round(shuffled, place), key)
+
+    def _blocks(self, epoch: int, reader: int, blocks: range) -> Iterator[list[Example]]:
+        """Some successive blocks of a reader in an epoch, as they lie in the shards."""
+        low, high = (len(self.split.indices) * part // self.readers for part in (reader, reader + 1))
+        begin, end = low + blocks.start * self.block, min(low + blocks.stop * self.block, high)
+        examples = self._between(epoch, begin, end)
+        for _, block in groupby(range(begin, end), lambda place: (place - low) // self.block):
+            yield [next(examples) for _ in block]
+
+    def _between(self, epoch: int, begin: int, end: int) -> Iterator[Example]:
+        """The images at the places [begin, end) of an epoch's order of shards."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.counts))
+        ends = np.cumsum(self.counts[order])
+        for place in range(int(np.searchsorted(ends, begin, "right")), len(order)):
+            start = int(ends[place] - self.counts[order[place]])
+            if start >= end:
+                return
+            shard = int(order[place])
+            yield from self.split.examples(shard, self.split.rows_of(shard)[max(begin - start, 0) : end - start])
 
 
 class Stream(IterableDataset[Any]):
-    """A streamed split: shards in an order drawn for each epoch, dealt to ranks and workers, shuffled in a buffer."""
+    """What a rank takes of an order, dealt to its workers by whole readers: of each micro-batch each gives a part.
 
-    def __init__(self, split: Split, transform: Callable[..., Any], plan: Plan, seed: int, buffer: int) -> None:
-        self.split, self.transform, self.plan, self.seed, self.buffer = split, transform, plan, seed, buffer
+    Args:
+        order: Of the images.
+        transform: Of each image.
+        plan: Of the rank.
+    """
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, int, dict[str, str]]]:
+    def __init__(self, order: Order, transform: Callable[..., Any], plan: Plan) -> None:
+        self.order, self.transform, self.plan = order, transform, plan
+
+    @property
+    def readers(self) -> range:
+        """The readers of this rank; two ranks may share one, if they do not divide them."""
+        local = self.plan.batch_size // self.plan.world
+        first = self.plan.rank * local
+        return range(first // self.order.each, -(-(first + local) // self.order.each))
+
+    def workers(self, most: int) -> int:
+        """How many workers are of use: so many that each has as many readers."""
+        return max((count for count in range(1, most + 1) if len(self.readers) % count == 0), default=0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
+        """For each micro-batch the images that are this worker's, each with its place in it."""
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
-        # torch's loader takes batches from the workers in turn: after a resume, from the one whose turn it was.
-        taken, left = (step * self.plan.accumulation for step in (self.plan.start, self.plan.stop - self.plan.start))
-        worker = (number + taken) % workers
-        first = -(-(taken - worker) // workers) * self.plan.micro_batch
-        last = first + -(-(left - number) // workers) * self.plan.micro_batch
-        parts = (self.plan.rank * workers + worker, self.plan.world * workers)
-        rng = np.random.default_rng([self.seed, *parts])
-        examples = self._raw(*parts)
-        held = list(islice(examples, self.buffer))
-        for position, example in enumerate(islice(examples, last)):
-            chosen = int(rng.integers(len(held)))
-            picked, held[chosen] = held[chosen], example
-            if position >= first:  # what comes before is drawn, but not decoded
-                key = [self.seed, *parts, position]
-                yield first_readable((picked, *held), self.transform, key, self.split)
+        plan, each = self.plan, self.order.each
+        local = plan.batch_size // plan.world
+        mine = self.readers[number::workers]
+        with ThreadPoolExecutor(FETCHERS) as pool:
+            samples = {reader: self.order.samples(reader, plan.start, plan.stop, pool) for reader in mine}
+            for _ in range(plan.start, plan.stop):
+                # All of a reader, also where another rank takes some of them.
+                now = {reader: list(islice(its, each)) for reader, its in samples.items()}
+                for first in range(plan.rank * local, (plan.rank + 1) * local, plan.micro_batch):
+                    places = (place for place in range(first, first + plan.micro_batch) if place // each in now)
+                    yield [(place - first, self._image(now[place // each][place % each])) for place in places]
 
-    def _raw(self, part: int, parts: int) -> Iterator[tuple[str, Any, int]]:
-        shards = self.split.dataset.num_shards
-        for epoch in range(2**31):
-            order = np.random.default_rng([self.seed, epoch]).permutation(shards)
-            if shards % parts == 0:  # whole shards: nothing is read in vain
-                mine: Iterator[Any] = (
-                    example for shard in order[part::parts] for example in self.split.examples(shard)
-                )
-            else:
-                every = (example for shard in order for example in self.split.examples(shard))
-                mine = (example for number, example in enumerate(every) if number % parts == part)
-            yield from mine
+    def _image(self, sample: Sample) -> tuple[torch.Tensor, int, dict[str, str]]:
+        return first_readable(sample.examples, self.transform, sample.key, self.order.split)
 
 
-def count_images(split: Split, known: int | None, file: Path, *, write: bool = True) -> int:
-    """The number of images, unreadable ones included.
+def _round(block: list[Example], start: int) -> Iterator[Example]:
+    """A block from one of its images on, once around."""
+    return (block[(start + step) % len(block)] for step in range(len(block)))
 
-    Of a stream it follows from the `known` number of all training images; if that is not known, the stream is read
-    through once, and the number remembered in `file`. Without `write` it is read from there, whatever it is of.
-    """
-    if split.indices is not None:
-        return len(split.indices)
-    if split.origin.images is not None:
-        known = len(split.origin.images)
-    if known is not None:
-        return known - known // split.stride if split.stride else known
-    if not write:
-        return keyed.read(file)
-    key = split.key()
-    count = keyed.read(file, key)
-    if not isinstance(count, int):
-        shards = range(split.dataset.num_shards)
-        counts = [sum(1 for _ in split.examples(shard)) for shard in tqdm(shards, desc="count images", leave=False)]
-        count = sum(counts)
-        keyed.write(file, key, count)
-    return count
+
+def _ahead(items: Iterator[Any], pool: Executor) -> Iterator[Any]:
+    """The items, each made in the pool while the one before is used."""
+    coming = pool.submit(next, items, None)
+    while (item := coming.result()) is not None:
+        coming = pool.submit(next, items, None)
+        yield item

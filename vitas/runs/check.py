@@ -158,22 +158,17 @@ def _images(settings: Recipe) -> dict[str, Any]:
     """Counts of images and classes, from the data; where it is not at hand, from what the recipe says of it."""
     source = settings.data
     try:
-        train, test = sources.open_splits(source, train=settings.stages != ["evaluate"])
+        cache = settings.folder / "cache"
+        train, test = sources.open_splits(source, train=settings.stages != ["evaluate"], cache=cache, scan=False)
     except UserError as error:
         if source.num_classes is None or source.examples is None:
             raise
         holdout = round(source.examples * source.holdout)
         counts = {"classes": source.num_classes, "train_images": source.examples, "holdout_images": holdout}
         return {"data": f"NOT AT HAND ({error}); counted by data.classes and data.examples", **counts}
-    found: dict[str, Any] = {"data": "found", "classes": len(train.classes)}
     holdout = train.hold_out(source.holdout, settings.seed)[1]
-    if train.indices is not None and holdout.indices is not None:
-        found |= {"train_images": len(train.indices), "holdout_images": len(holdout.indices)}
-    elif source.examples is not None:
-        found |= {"train_images": source.examples, "holdout_images": source.examples // holdout.stride}
-    if test.indices is not None:
-        found["test_images"] = len(test.indices)
-    return found
+    counts = {"train_images": len(train.indices), "holdout_images": len(holdout.indices)}
+    return {"data": "found", "classes": len(train.classes), **counts, "test_images": len(test.indices)}
 
 
 def _search(settings: Recipe, classes: int) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from vitas.runs.finalists import shortened, tournament
 from vitas.runs.found import FINALISTS, best_file
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
-from vitas.runs.training import count_images
 from vitas.search import evolution, outcome
 from vitas.search.candidates import Candidates
 from vitas.search.evolution import Entry
@@ -58,7 +57,7 @@ def evolve(run: Run) -> None:
         (folder / FINALISTS).unlink(missing_ok=True)  # those of other settings
     if settings.finalists > 1:  # what they cannot be trained with is said before the search
         schedule = shortened(recipe.retrain, settings.finalists, 0, "supernet")
-        make_plan(schedule, count_images(run, supernet.trained_on, settings.name), schedule.section, 1)
+        make_plan(schedule, len(supernet.trained_on.indices), schedule.section, 1)
     decoded = run.cached(split, "test" if on_test else "holdout", recipe.space.image_size)
     candidates, entries = _search(run, supernet, decoded, folder)
     found = outcome.confirmed(

@@ -12,7 +12,6 @@ from vitas.data.device import DeviceImages
 from vitas.data.splits import Split
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
-from vitas.runs.training import count_images
 from vitas.runs.trainings import Job, Trainings
 from vitas.search.workers import Workers
 from vitas.sections import Retraining
@@ -54,7 +53,6 @@ def tournament(
     Returns:
         The standings of each, the winner first; then those that came further; then those of lower loss.
     """
-    count_images(run, split, stage)
     lines: dict[str, dict[str, list[dict[str, float]]]] = {
         name: {architecture.key: [] for architecture in each} for name, each in entrants.items()
     }

@@ -18,7 +18,6 @@ from vitas.report.terminal import progress, say
 from vitas.runs import trained
 from vitas.runs.candidates import random_inside, scored_by
 from vitas.runs.run import Run
-from vitas.runs.training import count_images
 from vitas.runs.trainings import Job, Trainings
 from vitas.search import ranking, zero_cost
 from vitas.search.evolution import Entry
@@ -101,7 +100,7 @@ def spread(pool: list[Entry], count: int, trained: Set[str]) -> list[Entry]:
 
 def _in_words(run: Run, schedule: Retraining, test_images: int) -> str:
     settings, budgets = run.recipe.rank, len(run.recipe.every_budget)
-    images = count_images(run, run.train, "rank")
+    images = len(run.train.indices)
     plan, _ = make_plan(schedule, images, schedule.section, 1)
     return (
         f"{settings.sample} architectures{f' of each of {budgets} budgets' if budgets > 1 else ''}, each trained alone "

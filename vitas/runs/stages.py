@@ -37,7 +37,8 @@ def run(settings: Recipe) -> None:
     with hold(settings.folder, accelerator) or nullcontext():  # a run that fails must not keep its folder locked
         tracker = Tracker(settings, accelerator)
         with accelerator.main_process_first():
-            train, test = sources.open_splits(settings.data, train=settings.stages != ["evaluate"])
+            how = {"cache": settings.folder / "cache", "main": accelerator.is_main_process}
+            train, test = sources.open_splits(settings.data, train=settings.stages != ["evaluate"], **how)
         context = Run(settings, accelerator, tracker, stop, train, test)
         stages = ", ".join(settings.stages)
         where = f"{accelerator.num_processes} x {accelerator.device.type} ({accelerator.distributed_type.value})"

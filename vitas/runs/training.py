@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitas.data import augment, batches, stream
+from vitas.data import augment, batches
 from vitas.data.plan import make_plan
 from vitas.data.splits import Split
 from vitas.models import saved
@@ -129,7 +129,7 @@ def train_alone(
         settings: The schedule, in place of the recipe's section `retrain`.
         stage: Folder in the run, which the caller has claimed for just this training.
         seed: Seed of the weights, the order of the images and their augmentation.
-        split: The training images; with a stream, the caller has counted them (`count_images`).
+        split: The training images.
         source: The supernet whose weights it starts from; None for new ones.
         on_step: Told after each step how many of how many are done.
 
@@ -180,13 +180,12 @@ def _train(
 ) -> None:
     """Trains a model on all ranks; `inputs` are those of a step, of so many."""
     source = run.recipe.data
-    size = count_images(run, split, stage)
     data = batches.TrainingData(
         split,
-        size,
         augment.train_transform(image_size, settings.augment, source),
         seed=run.recipe.seed,
         workers=source.workers,
+        readers=source.readers,
         shuffle_buffer=source.shuffle_buffer,
         pin_memory=run.accelerator.device.type == "cuda",
     )
@@ -204,9 +203,3 @@ def _train(
         on_step=on_step,
         objective=objective,
     ).run()
-
-
-def count_images(run: Run, split: Split, stage: str) -> int:
-    """The number of images of a stage, counted once for all ranks."""
-    file = run.folder / "cache" / f"{stage.partition('/')[0]}_images.json"
-    return run.main_first(lambda main: stream.count_images(split, run.recipe.data.examples, file, write=main))

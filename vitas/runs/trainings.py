@@ -53,7 +53,7 @@ class Trainings:
         run: The run.
         stage: Their folder in the run. What is in it of another schedule is removed, but not its results.
         schedule: Of each of them.
-        split: What they train on; a stream is counted already (`training.count_images`).
+        split: What they train on.
         images: What they are tested on.
         digest: A name of these images.
         workers: The ranks.

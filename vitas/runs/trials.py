@@ -13,7 +13,6 @@ from vitas.files import write_atomically
 from vitas.runs.candidates import random_inside
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
-from vitas.runs.training import count_images
 from vitas.runs.trainings import Job, Trainings
 from vitas.search.candidates import Candidates
 from vitas.search.correction import Correction
@@ -35,7 +34,6 @@ def corrected(run: Run, supernet: TrainedSupernet, digest: str, candidates: Cand
     """
     recipe, settings = run.recipe, run.recipe.evolve
     stage = f"{settings.name}/trials"
-    count_images(run, supernet.trained_on, stage)
     trials = _drawn(run, candidates)
     scored = candidates.score(trials, 1.0)
     known = Trainings(
