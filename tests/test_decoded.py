@@ -1,6 +1,5 @@
 """Images that are decoded once, and counts, are of what the recipe asks for now, and whole."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -10,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import picture, write_parquet
+from test_data import picture
 
-from vitas.data import decoded, sources, stream
+from vitas.data import decoded, sources
 from vitas.sections import Data
 
 CLASSES = ("apple", "banana", "cherry")
@@ -160,25 +159,3 @@ def test_a_kill_while_decoding_leaves_nothing_that_is_taken_for_whole(tmp_path):
         shutil.copytree(cache, tmp_path / split.unreadable.source)
         found = decode(split, Data(), tmp_path / split.unreadable.source, size=8)
         assert same(found, decode(split, Data(), tmp_path / f"fresh {split.unreadable.source}", size=8))
-
-
-def test_a_count_is_of_the_shards_that_are_there_now(tmp_path, capsys):
-    file = tmp_path / "cache" / "supernet_images.json"
-    write_parquet(tmp_path, [(picture(label), label) for label in (0, 1, 2) * 10])
-
-    def count() -> int:
-        data = Data(train=str(tmp_path), test="digits", streaming=True)
-        rest, _ = sources.open_splits(data.model_copy(update={"test": str(tmp_path)}))[0].hold_out(0.5, 0)
-        found = stream.count_images(rest, None, file)
-        assert stream.count_images(rest, None, file, write=False) == found
-        return found
-
-    assert (count(), count(), capsys.readouterr().out) == (16, 16, "")
-    shutil.copy(tmp_path / "0.parquet", tmp_path / "4.parquet")
-    assert count() == 20
-    assert "made with another files; made anew" in capsys.readouterr().out
-    file.write_text("16 or so")
-    assert count() == 20
-    assert "damaged; made anew" in capsys.readouterr().out
-    file.write_text(json.dumps({"key": json.loads(file.read_text())["key"], "content": "20"}))
-    assert count() == 20

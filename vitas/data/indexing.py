@@ -11,12 +11,13 @@ from typing import Any
 from vitas.config import UserError, one_line
 from vitas.data import keyed, remote
 from vitas.data.shards import SCANNERS, Index, Shards
+from vitas.report.terminal import say
 
 FILE = "index.json"
 """What `vitas index` writes beside the shards."""
 
 
-def known(shards: Shards, what: str, *, cache: Path | None, main: bool, scan: bool) -> Index:
+def known(shards: Shards, what: str, *, cache: Path | None = None, main: bool = True, scan: bool = True) -> Index:
     """The index of some shards: the one that lies in `cache` or beside them, or a new one.
 
     Args:
@@ -32,7 +33,10 @@ def known(shards: Shards, what: str, *, cache: Path | None, main: bool, scan: bo
     file = cache / f"{what.replace('.', '_')}_index.json" if cache else None
     key = made_from(shards) if main or not file else None
     if file and (kept := keyed.read(file, key)):
-        return Index.from_json(kept)
+        try:
+            return Index.from_json(kept)
+        except (ValueError, KeyError, TypeError):
+            say(f"{file}: damaged; made anew")
     if (beside := _beside(shards)) is not None:
         return beside
     if not (scan or shards.cheap):

@@ -61,8 +61,11 @@ class Index(NamedTuple):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Index:
         """What `as_json` made plain."""
-        places = values["places"]
-        return cls(np.array(values["counts"]), values["labels"], None if places is None else np.array(places))
+        counts, places = np.array(values["counts"]), values["places"]
+        places = None if places is None else np.array(places).reshape(-1, 2)
+        if counts.sum() != len(values["labels"]) or (places is not None and len(places) != counts.sum()):
+            raise ValueError("its parts are not of one length")
+        return cls(counts, values["labels"], places)
 
 
 class Shards(ABC):
@@ -108,17 +111,17 @@ class Shards(ABC):
         found = []
         with ThreadPoolExecutor(SCANNERS) as scanners:
             bar = tqdm(desc=f"index {what}", total=self.count, unit=" shards", leave=False, delay=1)
-            for scanned in scanners.map(self._scan, range(self.count)):
+            for scanned in scanners.map(lambda shard: self._scan(shard, what), range(self.count)):
                 found.append(scanned)
                 bar.update()
             bar.close()
         labels = [label for scanned in found for label in scanned.labels]
         places = [place for scanned in found for place in scanned.places or ()]
         counts = np.array([len(scanned.labels) for scanned in found])
-        return Index(counts, labels, np.array(places) if found and found[0].places is not None else None)
+        return Index(counts, labels, np.array(places).reshape(-1, 2) if found[0].places is not None else None)
 
-    def _scan(self, shard: int) -> Scanned:
-        with naming(self.name(shard)):
+    def _scan(self, shard: int, what: str) -> Scanned:
+        with naming(f"{what}: {self.name(shard)}"):
             return self.scan(shard)
 
 
@@ -174,7 +177,7 @@ class Tar(Shards):
 
     def rows(self, shard: int, read: set[str], place: set[str]) -> Iterator[dict[str, Any]]:
         """Of each row the decoded content of some fields, offset and size of others; all are read if none is named."""
-        with remote.opened(self.name(shard), self.patience, buffer=BYTES_AT_ONCE) as file, naming(self.name(shard)):
+        with remote.opened(self.name(shard), self.patience, buffer=BYTES_AT_ONCE) as file:
             row: dict[str, Any] = {}
             key = None
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -262,7 +265,8 @@ def parquet(files: list[str], patience: float) -> Parquet:
 
 def tar(files: list[str], patience: float) -> Tar:
     """Tar files as shards; the columns are those of the first rows."""
-    first = list(islice(Tar(files[:1], datasets.Features(), patience).rows(0, set(), set()), 5))
+    with naming(files[0]):
+        first = list(islice(Tar(files[:1], datasets.Features(), patience).rows(0, set(), set()), 5))
     if not first:
         raise UserError(f"{files[0]}: holds no files")
     schema = pa.concat_tables(map(pa.Table.from_pylist, [[row] for row in first]), promote_options="default").schema

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from timm.data import Mixup
 from torch import Tensor
 
-from vitas.config import RankError, UserError
+from vitas.config import RankError, SourceLost, UserError
 from vitas.data.batches import Batch, TrainingData
 from vitas.report.terminal import say
 from vitas.sections import Training
@@ -24,6 +24,8 @@ class Feed:
     def __init__(self, accelerator: Accelerator, data: TrainingData, settings: Training) -> None:
         self.accelerator = accelerator
         self.data = data
+        self.last: Batch | None = None
+        self.lost = ""
         augment, smoothing = settings.augment, settings.label_smoothing
         mixes = augment.mixup or augment.cutmix
         self.mixup = (
@@ -35,13 +37,20 @@ class Feed:
     def take(self, batches: Iterator[Batch], step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and labels, (B,) or with Mixup (B, classes), of the next micro-batch.
 
+        If they cannot be had, `lost` says why, and the last ones stand in: other ranks have to be told first.
+
         Raises:
-            RankError: The images of this rank are not what the recipe says.
+            RankError: The images of this rank are not what the recipe says; or even the first cannot be had.
         """
         try:
-            batch = next(batches)
-        except UserError as error:  # a worker's has a traceback before it
-            raise RankError(str(error).strip().rpartition("UserError: ")[2]) from None
+            batch = self.last = next(batches)
+        except SourceLost as error:
+            self.lost = _words(error)
+            if self.last is None:
+                raise SourceLost(self.lost) from None
+            batch = self.last
+        except UserError as error:
+            raise RankError(_words(error)) from None
         self.data.unreadable.reasons.update(batch.unreadable)
         device = self.accelerator.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
@@ -60,6 +69,11 @@ class Feed:
             self.data.unreadable.reasons.update(reasons)
         if self.accelerator.is_main_process:
             self.data.unreadable.tell(say)
+
+
+def _words(error: UserError) -> str:
+    """The line of an error; a worker's has a traceback before it."""
+    return str(error).strip().rpartition(f"{type(error).__name__}: ")[2]
 
 
 def draw(*key: int) -> int:

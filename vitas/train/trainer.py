@@ -25,6 +25,7 @@ from vitas.report.terminal import progress, say
 from vitas.report.tracking import Tracker, Untracked
 from vitas.sections import Training
 from vitas.train import backend, checkpoint, failures, state
+from vitas.train.alone import gather
 from vitas.train.average import Average
 from vitas.train.feed import Feed, draw
 from vitas.train.memory import explained
@@ -46,6 +47,8 @@ class Outcome(NamedTuple):
     """Whether any rank was asked to stop."""
     save: bool
     """Whether a checkpoint is due by the clock."""
+    lost: bool
+    """Whether any rank has no images."""
 
 
 class Trainer:
@@ -156,6 +159,8 @@ class Trainer:
                 self.schedule.step_update(step)
                 with explained(partial(self._out_of_memory, step)):
                     outcome = self._step(step, batches)
+                if outcome.lost:
+                    self._leave_without_images(step)
                 if step == self.last.step:  # it may have waited for a first batch, a compiler, a stream's old images
                     failures.wait_short()
                 self.writer.check()
@@ -182,6 +187,15 @@ class Trainer:
                     self.stop.words = f"{self.stage}: stopped and saved after step {done}; the same command goes on"
                     self.stop.leave()
 
+    def _leave_without_images(self, step: int) -> None:
+        """Saves what was done before a step whose images cannot be had, and ends. All ranks call it."""
+        why = next(filter(None, gather(self.accelerator, [self.feed.lost])))
+        if step > self.last.step:
+            self._save(step)
+        self.writer.wait()
+        self.stop.words = f"{why}; {self.stage}: saved after step {step}; the same command goes on"
+        self.stop.leave()
+
     def _is_due(self, done: int, outcome: Outcome) -> bool:
         every = self.settings.checkpoint_every
         return outcome.save or (every is not None and done % every == 0)
@@ -197,8 +211,8 @@ class Trainer:
     def _step(self, step: int, batches: Iterator[Batch]) -> Outcome:
         """One optimizer step."""
         inputs = self.inputs(step)
-        total = torch.zeros(3, device=self.accelerator.device)
-        outcome = Outcome(0.0, False, False)
+        total = torch.zeros(4, device=self.accelerator.device)
+        outcome = Outcome(0.0, False, False, False)
         for turn in range(self.plan.accumulation):
             images, labels = self.feed.take(batches, step)
             # Drop path: every rank and micro-batch its own, and the same again after a resume.
@@ -210,6 +224,8 @@ class Trainer:
                 if turn == self.plan.accumulation - 1:
                     # Before the update, so that a loss that is not finite on any rank spoils no weights.
                     outcome = self._agree(total)
+                    if outcome.lost:
+                        return outcome
                     if not math.isfinite(outcome.loss):
                         self._leave_out(step)
                         return outcome
@@ -230,9 +246,10 @@ class Trainer:
         late = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         total[1] = float(bool(self.stop))
         total[2] = float(late and self.accelerator.is_main_process)
+        total[3] = float(bool(self.feed.lost))
         reduced: Any = self.accelerator.reduce(total, "mean")
-        loss, stop, save = reduced.tolist()
-        return Outcome(loss, stop > 0, save > 0)
+        loss, stop, save, lost = reduced.tolist()
+        return Outcome(loss, stop > 0, save > 0, lost > 0)
 
     def _leave_out(self, step: int) -> None:
         """Leaves out a step whose loss is not finite, the same on all ranks, and counts it; or ends the training."""
