@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from test_data import encoded, picture
 
 from vitas import recipe
 from vitas.config import UserError
-from vitas.data import decoded, sources
+from vitas.data import decoded, listing, sources
+from vitas.data.listing import Listed
 from vitas.sections import Data
 
 NAMES = ["apple", "banana", "cherry"]
@@ -251,3 +253,39 @@ def test_braces_that_the_shell_took_apart_are_not_the_last_one_alone():
     quickstart = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
     with pytest.raises(UserError, match=r"^data.train=1\.tar: data.train is given twice; quote braces"):
         recipe.load(quickstart, ["data.train=0.tar", "data.train=1.tar"])
+
+
+def test_a_folder_is_listed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    folder = Path(photos(tmp_path / "photos"))
+    listed = Listed(tmp_path / "cache" / "listing.feather", main=True)
+    first, _ = listed.class_folders(folder, "here")
+    looked = []
+    monkeypatch.setattr(listing, "class_folders", lambda root, where: looked.append(root) or first_again(root, where))
+    kept, loose = listed.class_folders(folder, "here")
+    assert (looked, loose, kept.features) == ([], {}, first.features)
+    assert kept.to_dict() == first.to_dict()
+    picture(0).save(folder / "apple" / "new.png")
+    assert len(Listed(listed.file, main=False).class_folders(folder, "here")[0]) == len(first)
+    assert len(listed.class_folders(folder, "here")[0]) == len(first) + 1
+    assert looked == [folder]
+    listed.file.write_bytes(listed.file.read_bytes()[:100])
+    assert len(listed.class_folders(folder, "here")[0]) == len(first) + 1
+
+
+first_again = listing.class_folders
+
+
+def test_more_unreadable_images_than_allowed_end_the_run_and_are_all_named(tmp_path):
+    folder = Path(photos(tmp_path / "photos", count=20))
+    for number in range(12):
+        (folder / "apple" / f"bad{number}.png").write_bytes(b"no image")
+    how = {"cache": tmp_path / "cache"}
+    data = Data(train=str(folder), test=str(folder), workers=0, max_unreadable=0.2)
+    split, _ = sources.open_splits(data, **how)
+    decoded.decoded(split, tmp_path / "decoded", 8, data, write=True)
+    split, _ = sources.open_splits(data.model_copy(update={"max_unreadable": 0.1}), **how)
+    named = tmp_path / "cache" / "data_train_unreadable.json"
+    told = rf"^data\.train: 12 image.*more than data\.max_unreadable.*{re.escape(str(named))}"
+    with pytest.raises(UserError, match=told):
+        decoded.decoded(split, tmp_path / "decoded", 8, data, write=True)
+    assert len(json.loads(named.read_text())) == 12

@@ -1,4 +1,4 @@
-"""The command line: vitas run | check | rank | recipes | describe | import.
+"""The command line: vitas run | check | rank | index | recipes | describe | import.
 
 What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
 """
@@ -81,6 +81,17 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "architecture", metavar="NAME|FILE", help="a name, such as vitas_c; a YAML file, or a folder that holds one"
     )
     describe.add_argument("--classes", metavar="N", type=int, default=1000, help="classes (default: 1000)")
+
+    index = command(
+        "index",
+        _index,
+        "note how many rows shards have, their labels, and where in a tar each image lies",
+        "A run on a stream does so by itself, once; with the file beside the shards, none has to.",
+    )
+    index.add_argument("source", metavar="SHARDS", help="what data.train names: 'shards/train-{0000..1023}.tar'")
+    index.add_argument("-o", "--output", metavar="FILE", help="where it goes (default: index.json beside the shards)")
+    index.add_argument("--image_column", metavar="NAME", help="the column of images, if it cannot be told")
+    index.add_argument("--label_column", metavar="NAME", help="the column of labels, if it cannot be told")
 
     importing = command("import", _import, "turn a checkpoint of the original release into a model")
     importing.add_argument("file", metavar="FILE.pth.tar", help="the checkpoint")
@@ -202,6 +213,16 @@ def _describe(options: argparse.Namespace) -> None:
     else:
         print(architecture.to_yaml(), end="")
         _print(facts, as_json=False)
+
+
+def _index(options: argparse.Namespace) -> None:
+    from vitas.data import sources
+    from vitas.sections import Data
+
+    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    data = Data(train=options.source, test="", streaming=True, **columns)
+    file, index = sources.write_index(data, options.output and expanded(options.output))
+    print(f"{file}: {len(index.labels):,} rows in {len(index.counts):,} shards")
 
 
 def _import(options: argparse.Namespace) -> None:

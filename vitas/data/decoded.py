@@ -65,7 +65,7 @@ def _loaded(folder: Path, split: Split, kept: dict[str, Any]) -> Cached:
     images, labels = (np.lib.format.open_memmap(folder / name, "r") for name in ("images.npy", "labels.npy"))
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images, {len(labels)} labels")
-    split.unreadable.reasons.update(kept["unreadable"])
+    split.unreadable.add(kept["unreadable"])
     return Cached(images, np.array(labels), kept["digest"])
 
 

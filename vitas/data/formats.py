@@ -18,6 +18,7 @@ from PIL import Image
 
 from vitas.config import UserError, did_you_mean, one_line
 from vitas.data import listing, remote, shards
+from vitas.data.listing import Listed
 from vitas.data.shards import Shards
 from vitas.data.splits import Origin
 from vitas.files import expanded
@@ -44,10 +45,22 @@ class Opened:
     """Images that are no part of it, and why."""
 
 
-def open_any(spec: str, key: str, *, patience: float | None = None, image_column: str | None = None) -> Opened:
+def open_any(
+    spec: str,
+    key: str,
+    *,
+    patience: float | None = None,
+    image_column: str | None = None,
+    listed: Listed | None = None,
+) -> Opened:
     """Opens what `data.train` or `data.test` (the `key`) names.
 
-    With `patience` what comes in shards is not read yet; each will be tried again for so many seconds.
+    Args:
+        spec: What the key says.
+        key: The key.
+        patience: With it what comes in shards is not read yet; each will be tried again for so many seconds.
+        image_column: The column of image files in a table.
+        listed: Where it is remembered which images lie in a folder.
 
     Raises:
         UserError: Nothing is there, or not in any of the forms.
@@ -61,7 +74,7 @@ def open_any(spec: str, key: str, *, patience: float | None = None, image_column
     if not path.exists() and (named := re.fullmatch(r"(.+):([\w.-]+)", str(path))) and Path(named[1]).is_dir():
         path, part = Path(named[1]), named[2]
     if path.is_dir():
-        return _folder(path, part, key, where, patience)
+        return _folder(path, part, key, where, patience, listed)
     if path.exists():
         if listing.is_image(path):
             raise UserError(f"{where} is one image, {EXPECTED}")
@@ -108,7 +121,9 @@ def _kind(path: Path) -> str:
     return SHARDS.get(path.suffix.lower()) or ("table" if path.suffix.lower() in TABLES else "")
 
 
-def _folder(folder: Path, part: str | None, key: str, where: str, patience: float | None) -> Opened:
+def _folder(
+    folder: Path, part: str | None, key: str, where: str, patience: float | None, listed: Listed | None
+) -> Opened:
     if (folder / "dataset_dict.json").is_file():
         names = sorted(child.name for child in folder.iterdir() if (child / "state.json").is_file())
         chosen = _choose(names, part, key, where)
@@ -130,11 +145,11 @@ def _folder(folder: Path, part: str | None, key: str, where: str, patience: floa
         return _shards(SHARDS[kinds.pop()], [file for file in files if chosen in (None, parts[file])], where, patience)
     folders = [child.name for child in folder.iterdir() if child.is_dir()]
     if chosen := _choose(folders, part, key, where):
-        return _folder(folder / chosen, None, key, where, patience)
+        return _folder(folder / chosen, None, key, where, patience, listed)
     if tables := [str(file) for file in folder.glob("metadata.*") if file.suffix in (".csv", ".jsonl", ".parquet")]:
         dataset = _load("imagefolder", f"{glob.escape(str(folder))}/**", where)
         return Opened(dataset, Origin("imagefolder", tuple(tables)))
-    dataset, loose = listing.class_folders(folder, where)
+    dataset, loose = listed.class_folders(folder, where) if listed else listing.class_folders(folder, where)
     return Opened(dataset, Origin("images"), loose)
 
 

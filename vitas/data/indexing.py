@@ -44,7 +44,7 @@ def known(shards: Shards, what: str, *, cache: Path | None = None, main: bool = 
             f"{what}: {len(shards.files)} shards have no index yet, and are read through for it when a run starts"
         )
     index = shards.index(what)
-    if file and key:
+    if file and key and scan:
         keyed.write(file, key, index.as_json())
     return index
 

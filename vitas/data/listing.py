@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import datasets
 import pyarrow as pa
 from datasets.table import table_cast
 from PIL import Image
+from pyarrow import feather
 
 from vitas.config import UserError
 from vitas.files import expanded
@@ -56,6 +59,46 @@ def class_folders(root: Path, where: str) -> tuple[datasets.Dataset, dict[str, s
             raise UserError(f"{where}: class folder {name} is there twice: {twice}; name the folder of one of them")
         seen[name] = folder
     return by_folder(files), loose
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What `class_folders` found before: on a file server to look takes minutes for a million images, on every rank.
+
+    Args:
+        file: Where it is kept.
+        main: Whether it is seen to that no folder has changed since; else what is there is trusted.
+    """
+
+    file: Path
+    main: bool
+
+    def class_folders(self, root: Path, where: str) -> tuple[datasets.Dataset, dict[str, str]]:
+        """As the function of that name; looks again only if a folder has changed."""
+        if (kept := self._kept(str(root))) is not None:
+            return kept
+        seen = {str(root): os.stat(root).st_mtime_ns}  # before, or what comes meanwhile would be missed
+        seen |= {path: os.stat(path).st_mtime_ns for path, _, _ in _walk(root)}
+        dataset, loose = class_folders(root, where)
+        if self.main:
+            table = dataset.data.table.replace_schema_metadata(
+                {**(dataset.data.table.schema.metadata or {}), b"listed": json.dumps([str(root), seen, loose]).encode()}
+            )
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_suffix(".part")
+            feather.write_feather(table, str(part), compression="uncompressed")
+            part.replace(self.file)
+        return dataset, loose
+
+    def _kept(self, root: str) -> tuple[datasets.Dataset, dict[str, str]] | None:
+        try:
+            table = feather.read_table(str(self.file), memory_map=True)
+            of, seen, loose = json.loads(table.schema.metadata[b"listed"])
+            if of != root or (self.main and any(os.stat(path).st_mtime_ns != when for path, when in seen.items())):
+                return None
+        except (OSError, KeyError, ValueError, TypeError):  # there is none, it is damaged, or a folder is gone
+            return None
+        return datasets.Dataset(table), loose
 
 
 def by_folder(files: Sequence[str]) -> datasets.Dataset:
@@ -103,11 +146,14 @@ def from_tables(files: Sequence[Path], column: str | None, key: str) -> datasets
 
 
 def _below(folder: Path) -> list[str]:
-    found = []
+    return [os.path.join(path, name) for path, _, names in _walk(folder) for name in sorted(names) if is_image(name)]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, in order, through links, and not into hidden folders."""
     for path, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(path, name) for name in sorted(names) if is_image(name)]
-    return found
+        yield path, folders, names
 
 
 def _table(file: Path, key: str) -> tuple[list[str], list[list[str]]]:

@@ -12,13 +12,18 @@ import datasets
 import numpy as np
 
 from vitas.config import UserError, one_line
+from vitas.data import indexing
 from vitas.data.formats import open_any
-from vitas.data.indexing import known
-from vitas.data.shards import Rows, Shards
+from vitas.data.listing import Listed
+from vitas.data.remote import is_remote
+from vitas.data.shards import Index, Rows, Shards
 from vitas.data.splits import Split, Unreadable
 from vitas.sections import Data
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+
+LEAST_UNREADABLE = 10
+"""So many unreadable images are always left out, however few images there are."""
 
 LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
 
@@ -42,7 +47,7 @@ def open_splits(
         raise UserError("data.test: required, and missing: images for the final figures, in the forms of data.train")
     how: dict[str, Any] = {"cache": cache, "main": main, "scan": scan}
     source = _open(data, data.train, "data.train", streaming=data.streaming, **how) if train else None
-    test = _open(data, data.test or "digits:test", "data.test", streaming=False)
+    test = _open(data, data.test or "digits:test", "data.test", streaming=False, **how)
     if source is None:
         return test, test
     if test.classes != source.classes:
@@ -55,12 +60,15 @@ def open_splits(
 
 
 def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Split:
-    found = open_any(spec, key, patience=data.patience if streaming else None, image_column=data.image_column)
+    cache, name = how.get("cache"), key.replace(".", "_")
+    listed = Listed(cache / f"{name}_listing.feather", how["main"]) if cache and how["scan"] else None
+    patience = data.patience if streaming else None
+    found = open_any(spec, key, patience=patience, image_column=data.image_column, listed=listed)
     image, label = _columns(found.dataset.features, data, key)
     where, dataset, index = f"{key}: column {label}", found.dataset, None
     if isinstance(dataset, Shards):
         dataset.image, dataset.label = image, label
-        index = known(dataset, key, **how)
+        index = indexing.known(dataset, key, **how)
         raws, kind = index.labels, _kind(dataset.features, label)
     else:
         dataset = _chosen(dataset, image, label)
@@ -80,8 +88,25 @@ def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Sp
     if streaming and index is None and isinstance(dataset, datasets.Dataset):
         origin, dataset = replace(origin, images=dataset), Rows(dataset)
         index = dataset.index(key)
-    unreadable = Unreadable(key, dict(found.left_out))
+    most = len(found.left_out) + max(LEAST_UNREADABLE, round(data.max_unreadable * len(column)))
+    unreadable = Unreadable(key, dict(found.left_out), most, cache and cache / f"{name}_unreadable.json")
     return Split(dataset, classes, labels, unreadable, origin, np.arange(len(column)), index)
+
+
+def write_index(data: Data, file: Path | None) -> tuple[Path, Index]:
+    """Makes the index of the shards that `data.train` names: in `file`, or beside them, where every run finds it.
+
+    Raises:
+        UserError: It names no shards; or they are not here, and `file` is not said.
+    """
+    shards = open_any(data.train, "data.train", patience=data.patience).dataset
+    if not isinstance(shards, Shards) or not shards.are_files:
+        raise UserError(f"{data.train}: expected .tar or .parquet files")
+    if file is None and is_remote(shards.files[0]):
+        raise UserError(f"{data.train}: is not here: say where its index goes with -o, and copy it beside the shards")
+    shards.image, shards.label = _columns(shards.features, data, data.train)
+    file = file or Path(shards.files[0]).parent / indexing.FILE
+    return file, indexing.write(shards, data.train, file)
 
 
 def _columns(features: datasets.Features | None, data: Data, key: str) -> tuple[str, str]:

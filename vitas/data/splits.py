@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
+from vitas.config import UserError
 from vitas.data.shards import Index, Shards, naming
+from vitas.files import write_atomically
 
 
 @dataclass
@@ -22,14 +27,46 @@ class Unreadable:
 
     source: str
     reasons: dict[str, str] = field(default_factory=dict)
+    most: int = 10**12
+    """How many there may be."""
+    file: Path | None = None
+    """Where all of them are named."""
     told: bool = False
 
+    def add(self, reasons: dict[str, str]) -> None:
+        """Notes images that could not be decoded.
+
+        Raises:
+            UserError: There are too many of them.
+        """
+        self.reasons.update(reasons)
+        if len(self.reasons) > self.most:
+            self._name_all()
+            where = f", all named in {self.file}" if self.file else ""
+            raise UserError(
+                f"{self.source}: {len(self.reasons)} image(s) could not be read, more than data.max_unreadable allows"
+                f"{where}; {self._first}"
+            )
+
     def tell(self, say: Callable[[str], None]) -> None:
-        """Says, the first time, how many images could not be read; does nothing if all could."""
+        """Says, the first time, how many images could not be read, and names them in a file; nothing if all could."""
         if self.reasons and not self.told:
             self.told = True
-            name, reason = min(self.reasons.items())
-            say(f"{self.source}: {len(self.reasons)} image(s) could not be read and were left out; {name}: {reason}")
+            self._name_all()
+            where = f" (all in {self.file})" if self.file and len(self.reasons) > 1 else ""
+            say(
+                f"{self.source}: {len(self.reasons)} image(s) could not be read and were left out; {self._first}{where}"
+            )
+
+    @property
+    def _first(self) -> str:
+        name, reason = min(self.reasons.items())
+        return f"{name}: {reason}"
+
+    def _name_all(self) -> None:
+        if self.file:
+            with suppress(FileNotFoundError):  # another rank was faster
+                write_atomically(self.file, json.dumps(dict(sorted(self.reasons.items())), indent=1))
 
 
 @dataclass(frozen=True)

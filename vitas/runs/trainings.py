@@ -123,7 +123,7 @@ class Trainings:
         bar.close()
         everyone: list[dict[str, str]] = gather_object([self.split.unreadable.reasons])
         for reasons in everyone:
-            self.split.unreadable.reasons.update(reasons)
+            self.split.unreadable.add(reasons)
         if main:
             self.split.unreadable.tell(say)
             self._remove()  # what nobody asks for any more

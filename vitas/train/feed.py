@@ -44,6 +44,7 @@ class Feed:
         """
         try:
             batch = self.last = next(batches)
+            self.data.unreadable.add(batch.unreadable)
         except SourceLost as error:
             self.lost = _words(error)
             if self.last is None:
@@ -51,7 +52,6 @@ class Feed:
             batch = self.last
         except UserError as error:
             raise RankError(_words(error)) from None
-        self.data.unreadable.reasons.update(batch.unreadable)
         device = self.accelerator.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
         if self.mixup:
@@ -66,7 +66,7 @@ class Feed:
         """Says once, for all ranks, which images could not be read. All ranks call it."""
         everyone: list[dict[str, str]] = gather(self.accelerator, [self.data.unreadable.reasons])
         for reasons in everyone:
-            self.data.unreadable.reasons.update(reasons)
+            self.data.unreadable.add(reasons)
         if self.accelerator.is_main_process:
             self.data.unreadable.tell(say)
 
