@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, SHORT
 from PIL import Image
 from sklearn.datasets import load_digits
-from test_data import folder_of_jpegs
+from test_data import folder_of_jpegs, picture, write_webdataset
 
 pytestmark = pytest.mark.launch
 BLOCKS = re.findall(r"```(bash|python|text)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -38,6 +38,10 @@ def clone(tmp_path_factory):
     for name in ("recipes", "launch"):
         (folder / name).symlink_to(ROOT / name)
     folder_of_jpegs(folder / "photos", count=30)
+    (folder / "shards").mkdir()
+    write_webdataset(folder / "shards", [(picture(label), label) for label in (0, 1, 2) * 4], 4)
+    for file in (folder / "shards").iterdir():
+        file.rename(file.with_stem(f"train-{file.stem:0>4}"))
     return folder
 
 

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -287,3 +288,18 @@ def test_an_index_beside_the_shards_spares_reading_them(tmp_path, server):
     WRITE["tar"](tmp_path, [(numbered(0), 0)] * 60, 1)  # another 0.tar
     with pytest.raises(UserError, match=r"index\.json: is the index of other shards"):
         opened(urls(server, "tar"))
+
+
+def test_memory_and_open_files_stay_as_they_are_over_100_000_images(tmp_path):
+    written(tmp_path, "parquet")
+    split, me = opened(tmp_path), psutil.Process()
+    plan = Plan(batch_size=96, accumulation=1, start=0, stop=1050)
+    how = {"seed": 3, "workers": 0, "readers": 4, "shuffle_buffer": BUFFER, "pin_memory": False}
+    used, files = [], []
+    for step, batch in enumerate(batches.loader(split, number_of, plan, **how)):
+        assert len(batch.labels) == 96
+        if step % 50 == 49:
+            used.append(me.memory_info().rss)
+            files.append(me.num_fds())
+    assert max(used[4:]) < 1.05 * used[3]  # from 19,200 images on
+    assert max(files) - min(files) <= 4

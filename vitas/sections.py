@@ -92,7 +92,7 @@ class Data(Section):
     examples: Annotated[int, Field(gt=0, le=10**12)] | None = None
     """Number of training images: with `classes`, a check then needs no data."""
     streaming: bool = False
-    """Read the training images in the order of their shards, from wherever these are, instead of copying them first."""
+    """Read images in the order of their shards, from wherever these are, instead of copying them first."""
     readers: PositiveInt = 64
     """Places of a stream that are read side by side, whatever the ranks and workers: each step takes as many images
     from each. Fewer, if there are fewer shards or the batch does not divide by them."""

@@ -47,7 +47,7 @@ def open_splits(
         raise UserError("data.test: required, and missing: images for the final figures, in the forms of data.train")
     how: dict[str, Any] = {"cache": cache, "main": main, "scan": scan}
     source = _open(data, data.train, "data.train", streaming=data.streaming, **how) if train else None
-    test = _open(data, data.test or "digits:test", "data.test", streaming=False, **how)
+    test = _open(data, data.test or "digits:test", "data.test", streaming=data.streaming, **how)
     if source is None:
         return test, test
     if test.classes != source.classes:
