@@ -184,11 +184,13 @@ def _train(
     data = batches.TrainingData(
         split,
         size,
-        augment.train_transform(image_size, settings.augment, source),
+        augment.TrainTransform(image_size, settings.augment, source),
         seed=run.recipe.seed,
         workers=source.workers,
         shuffle_buffer=source.shuffle_buffer,
         pin_memory=run.accelerator.device.type == "cuda",
+        mean=source.mean,
+        std=source.std,
     )
     steps = make_plan(settings, data.size, settings.section, run.accelerator.num_processes)[0].stop
     Trainer(
