@@ -69,7 +69,7 @@ class _Erasing:
 
     def __init__(self, probability: float, data: Data) -> None:
         self.erase = RandomErasing(probability, mode="pixel", device="cpu")
-        self.mean, self.std = (255 * torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
 
     def __call__(self, image: Tensor) -> Tensor:
         self.image = image
@@ -80,7 +80,7 @@ class _Erasing:
         return self.image.shape
 
     def __setitem__(self, where: Any, noise: Tensor) -> None:
-        self.image[where] = noise.mul_(self.std).add_(self.mean).round_().clamp_(0, 255)
+        self.image[where] = noise.mul_(self.std).add_(self.mean).mul_(255).round_().clamp_(0, 255)
 
 
 def preprocessing(image_size: int, data: Data) -> dict[str, Any]:
