@@ -10,7 +10,7 @@ from PIL import Image
 
 from vitas import recipe
 from vitas.config import UserError
-from vitas.data import augment, batches, decoded, sources
+from vitas.data import augment, batches, decoded, images, sources
 from vitas.data.plan import Plan
 from vitas.sections import Augment, Data
 
@@ -66,7 +66,7 @@ def write_webdataset(path, examples, shards=4):
 
 def read(split, plan=None, workers=0, image_size=16, **options):
     plan = plan or Plan(batch_size=8, accumulation=1, start=0, stop=4)
-    transform = augment.train_transform(image_size, Augment(), Data())
+    transform = augment.TrainTransform(image_size, Augment(), Data())
     found = batches.loader(
         split, transform, plan, seed=5, workers=workers, readers=8, shuffle_buffer=64, pin_memory=False, **options
     )
@@ -192,6 +192,7 @@ def test_test_classes_are_matched_to_train_classes_by_name(tmp_path):
 def test_the_augmentation_of_the_shipped_recipes_survives_every_draw(name):
     settings = recipe.load(ROOT / "recipes" / f"{name}.yaml")
     for settled in (settings.supernet.augment, settings.retrain.augment):
-        transform = augment.train_transform(32, settled, settings.data)
+        transform = augment.TrainTransform(32, settled, settings.data)
+        undecoded = {"bytes": encoded(picture(0)), "path": None}
         for _ in range(200):
-            assert transform(picture(0)).shape == (3, 32, 32)
+            assert transform(images.pixels(undecoded)).shape == (3, 32, 32)

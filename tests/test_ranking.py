@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +12,10 @@ from ranks import Ranks
 from safetensors.torch import load_file
 from scipy.stats import kendalltau, spearmanr
 from torch import nn
-from toy import ARCHITECTURE, Toy, toy_images, toy_labels
+from toy import ARCHITECTURE, Toy, toy_data, toy_images, toy_labels
 
 from vitas import recipe
 from vitas.data.batches import Batch
-from vitas.data.splits import Unreadable
 from vitas.models.vit import VisionTransformer
 from vitas.report.tables import ranking_table
 from vitas.report.tracking import Untracked
@@ -172,7 +170,7 @@ def trained(folder: str, changes: dict, by_itself: bool) -> int:
         settings=settings,
         folder=Path(folder) / ("alone" if by_itself else "accelerate"),
         stage="retrain",
-        data=SimpleNamespace(size=8, batches=batches, unreadable=Unreadable("toy"), num_classes=2, seed=0),
+        data=toy_data(batches),
         inputs=lambda step: (ARCHITECTURE,),
         tracker=Untracked(),
         stop=stop.StopRequest(),

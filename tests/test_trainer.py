@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +7,7 @@ from accelerate import Accelerator
 from ranks import Ranks
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from toy import toy_training
+from toy import toy_data, toy_training
 
 from vitas.config import RankError, UserError
 from vitas.data.plan import make_plan
@@ -70,7 +69,7 @@ class Unknown:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_in_the_images_of_one_rank_is_one_line_of_that_rank(workers):
-    feed = Feed(Accelerator(), SimpleNamespace(), SETTINGS)
+    feed = Feed(Accelerator(), toy_data(None), SETTINGS)
     with pytest.raises(RankError, match=r"^data\.train: label 7 is none of the classes$"):
         feed.take(iter(DataLoader(Unknown(), num_workers=workers)), 0)
 

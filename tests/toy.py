@@ -47,6 +47,12 @@ def toy_labels(images: torch.Tensor) -> torch.Tensor:
     return (images.mean((1, 2, 3)) > 0).long()
 
 
+def toy_data(batches) -> SimpleNamespace:
+    """What a trainer asks of its data. The images are floats, which normalising leaves as they are."""
+    as_they_are = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+    return SimpleNamespace(size=8, batches=batches, unreadable=Unreadable("toy"), num_classes=2, seed=0, **as_they_are)
+
+
 def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) -> int:
     """The work of a rank: trains a toy for 12 steps. The last rank sees images that are not a number at steps `bad`."""
     quickstart = recipe.load(QUICKSTART, [f"output={folder}"])
@@ -69,7 +75,7 @@ def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) ->
             settings=settings,
             folder=Path(folder) / "retrain",
             stage="retrain",
-            data=SimpleNamespace(size=8, batches=batches, unreadable=Unreadable("toy"), num_classes=2, seed=0),
+            data=toy_data(batches),
             inputs=lambda step: (ARCHITECTURE,),
             tracker=tracking.Tracker(quickstart, accelerator),
             stop=stop.StopRequest(),

@@ -1,34 +1,86 @@
-"""Images to tensors: the transforms of training and of test, by timm."""
+"""Decoded images to what models train on and are tested on: the transforms, by timm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
+from torch import Tensor
 
 from vitas.sections import Augment, Data
 
 
-def train_transform(image_size: int, augment: Augment, data: Data) -> Callable[[Image.Image], torch.Tensor]:
-    """Timm's training transform: a random crop, flip, jitter or policy, normalised, erased; (3, H, W) float."""
-    transform: Any = create_transform(
-        (3, image_size, image_size),
-        is_training=True,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        color_jitter=augment.color_jitter or None,  # pyright: ignore[reportArgumentType]
-        auto_augment=augment.auto_augment,
-        interpolation="bicubic",
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        re_prob=augment.erasing,
-        re_mode="pixel",
-    )
-    return transform
+class TrainTransform:
+    """Timm's training transform, of uint8 images (3, h, w) to uint8 (3, image_size, image_size), normalised later.
+
+    Every draw is timm's, in timm's order: a crop, a flip, a policy or jitter, an erased rectangle. The crop alone is
+    resized, by torch, which differs from Pillow by rounding; a policy sees it as a Pillow image. An erased rectangle
+    is filled with timm's normal noise as pixels: times std, plus mean, rounded, cut off at 0 and 255. That is done here
+    rather than on the device, so that it is the same on every device.
+    """
+
+    def __init__(self, image_size: int, augment: Augment, data: Data) -> None:
+        parts: Any = create_transform(
+            (3, image_size, image_size),
+            is_training=True,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            hflip=augment.hflip,
+            color_jitter=augment.color_jitter or None,  # pyright: ignore[reportArgumentType]
+            auto_augment=augment.auto_augment,
+            interpolation="bicubic",
+            mean=tuple(data.mean),
+            separate=True,
+        )
+        self.image_size = image_size
+        (self.crop, *self.flips), self.policies = parts[0].transforms, parts[1].transforms
+        self.erasing = _Erasing(augment.erasing, data) if augment.erasing else None
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Draws from `random`, numpy and torch's CPU generator."""
+        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        image = resized(image[:, top : top + height, left : left + width], self.image_size)
+        for flip in self.flips:
+            image = flip(image)
+        if self.policies:
+            seen = Image.fromarray(image.permute(1, 2, 0).numpy())
+            for policy in self.policies:
+                seen = policy(seen)
+            image = torch.from_numpy(np.array(seen)).permute(2, 0, 1)
+        return self.erasing(image) if self.erasing else image
+
+
+def resized(image: Tensor, size: int) -> Tensor:
+    """(3, h, w) to (3, size, size), both uint8, as Pillow's bicubic `resize`, but for rounding: two levels at most."""
+    packed = image[None].contiguous(memory_format=torch.channels_last)  # what torch's kernel for bytes is fast at
+    return F.interpolate(packed, (size, size), mode="bicubic", antialias=True)[0]
+
+
+class _Erasing:
+    """Timm's random erasing of uint8 images, in place: timm draws the rectangle and the noise, and sets it here."""
+
+    dtype = torch.float32
+    """What the noise is drawn in."""
+
+    def __init__(self, probability: float, data: Data) -> None:
+        self.erase = RandomErasing(probability, mode="pixel", device="cpu")
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        self.image = image
+        self.erase(self)
+        return image
+
+    def size(self) -> torch.Size:
+        return self.image.shape
+
+    def __setitem__(self, where: Any, noise: Tensor) -> None:
+        self.image[where] = noise.mul_(self.std).add_(self.mean).mul_(255).round_().clamp_(0, 255)
 
 
 def preprocessing(image_size: int, data: Data) -> dict[str, Any]:

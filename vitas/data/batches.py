@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vitas.data.images import first_readable
@@ -25,7 +24,7 @@ from vitas.data.stream import Order, Stream
 
 
 class Batch(NamedTuple):
-    """One micro-batch: images (B, 3, H, W) normalised float, labels (B,), and what was replaced as unreadable."""
+    """One micro-batch: images (B, 3, H, W) uint8 in any layout, labels (B,), and what was replaced as unreadable."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -37,7 +36,7 @@ class TrainingData:
     """The images that one training sees."""
 
     split: Split
-    transform: Callable[[Image.Image], torch.Tensor]
+    transform: Callable[[torch.Tensor], torch.Tensor]
     seed: int
     """Seed of order and augmentation."""
     workers: int
@@ -46,6 +45,9 @@ class TrainingData:
     shuffle_buffer: int
     """Images among which a stream's are shuffled, over all readers."""
     pin_memory: bool
+    mean: Sequence[float]
+    """Of each channel, in [0, 1]; with `std` it normalises the pixels, where the model is."""
+    std: Sequence[float]
 
     @property
     def size(self) -> int:
@@ -167,4 +169,5 @@ def _merged(parts: Iterable[Any], workers: int, size: int, pin_memory: bool) -> 
 def _collate(samples: list[tuple[torch.Tensor, int, dict[str, str]]]) -> Batch:
     images, labels, unreadable = zip(*samples, strict=True)
     merged = {name: reason for reasons in unreadable for name, reason in reasons.items()}
-    return Batch(torch.stack(images), torch.tensor(labels), merged)
+    rows = torch.stack([image.permute(1, 2, 0) for image in images])  # as they lie; the device transposes
+    return Batch(rows.permute(0, 3, 1, 2), torch.tensor(labels), merged)

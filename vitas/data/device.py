@@ -17,6 +17,25 @@ SHARE_OF_MEMORY = 0.5
 """Of a device's free memory, what its images may take: models need the rest."""
 
 
+class Normaliser:
+    """Takes pixels (B, 3, H, W) from 0 to 255 to float32, less the mean and by the standard deviation of each channel.
+
+    Args:
+        mean: Of each channel, in [0, 1].
+        std: Of each channel, in [0, 1].
+        device: Where the pixels are.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self.scale, self.shift = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (std, mean))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Contiguous, whatever the layout of the pixels."""
+        return (
+            images.to(torch.float32, memory_format=torch.contiguous_format, copy=True).sub_(self.shift).div_(self.scale)
+        )
+
+
 class DeviceImages:
     """Decoded images in one order, on `device`.
 
@@ -43,7 +62,7 @@ class DeviceImages:
         self.cached, self.device = cached, device
         self.order = np.arange(len(cached.labels)) if order is None else order
         self.labels = torch.from_numpy(cached.labels[self.order]).to(device)
-        self.scale, self.shift = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (std, mean))
+        self.normalise = Normaliser(mean, std, device)
         self.resident: Tensor | None = None
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -70,7 +89,7 @@ class DeviceImages:
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [start, stop) as float32 (B, 3, H, W), and labels (B,), cut as `cuts` says."""
         for images, first, last in self._raw(self.cuts(start, stop, batch_size)):
-            yield images.float().sub_(self.shift).div_(self.scale), self.labels[first:last]
+            yield self.normalise(images), self.labels[first:last]
 
     def _raw(self, parts: list[tuple[int, int]]) -> Iterator[tuple[Tensor, int, int]]:
         if self.resident is not None:

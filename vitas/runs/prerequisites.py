@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from PIL import Image
+import torch
 
 from vitas.config import UserError, did_you_mean, one_line
 from vitas.data import augment
@@ -89,7 +89,7 @@ def _check_weights(settings: Recipe) -> None:
 
 def _check_augmentation(stage: str, training: Training, settings: Recipe) -> None:
     try:
-        augment.train_transform(8, training.augment, settings.data)(Image.new("RGB", (8, 8)))
+        augment.TrainTransform(8, training.augment, settings.data)(torch.zeros(3, 8, 8, dtype=torch.uint8))
     except Exception as error:  # whatever timm runs into: most often an AssertionError
         what = one_line(error) or type(error).__name__
         raise UserError(f"{stage}.augment: timm cannot do it: {what}") from None

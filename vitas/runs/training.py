@@ -182,12 +182,14 @@ def _train(
     source = run.recipe.data
     data = batches.TrainingData(
         split,
-        augment.train_transform(image_size, settings.augment, source),
+        augment.TrainTransform(image_size, settings.augment, source),
         seed=run.recipe.seed,
         workers=source.workers,
         readers=source.readers,
         shuffle_buffer=source.shuffle_buffer,
         pin_memory=run.accelerator.device.type == "cuda",
+        mean=source.mean,
+        std=source.std,
     )
     steps = make_plan(settings, data.size, settings.section, run.accelerator.num_processes)[0].stop
     Trainer(

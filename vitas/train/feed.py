@@ -1,4 +1,4 @@
-"""The micro-batches of a rank, on its device, mixed as the settings say."""
+"""The micro-batches of a rank, on its device, normalised there and mixed as the settings say."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitas.config import RankError, SourceLost, UserError
 from vitas.data.batches import Batch, TrainingData
+from vitas.data.device import Normaliser
 from vitas.report.terminal import say
 from vitas.sections import Training
 from vitas.train.alone import gather
@@ -26,6 +27,7 @@ class Feed:
         self.data = data
         self.last: Batch | None = None
         self.lost = ""
+        self.normalise = Normaliser(data.mean, data.std, accelerator.device)
         augment, smoothing = settings.augment, settings.label_smoothing
         mixes = augment.mixup or augment.cutmix
         self.mixup = (
@@ -35,7 +37,7 @@ class Feed:
         )
 
     def take(self, batches: Iterator[Batch], step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) and labels, (B,) or with Mixup (B, classes), of the next micro-batch.
+        """Normalised images (B, 3, H, W) and labels, (B,) or with Mixup (B, classes), of the next micro-batch.
 
         If they cannot be had, `lost` says why, and the last ones stand in: other ranks have to be told first.
 
@@ -54,6 +56,7 @@ class Feed:
             raise RankError(_words(error)) from None
         device = self.accelerator.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
+        images = self.normalise(images)
         if self.mixup:
             np.random.seed(draw(self.data.seed, step))  # timm's Mixup draws from numpy: the same on every rank
             images, labels = self.mixup(images, labels)
