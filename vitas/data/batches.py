@@ -64,6 +64,18 @@ class TrainingData:
         """The account of images that could not be read."""
         return self.split.unreadable
 
+    def stream_in_words(self, plan: Plan) -> str:
+        """How a stream is read: by how many readers and workers, and what of that is not as the recipe says."""
+        order = Order(self.split, plan.batch_size, readers=self.readers, buffer=self.shuffle_buffer, seed=self.seed)
+        most = min(self.workers, allowed_cores())
+        workers = Stream(order, self.transform, plan).workers(most)
+        words = f"{self.size:,} images in {len(order.counts):,} shards, {order.readers} readers"
+        if workers < most:
+            words += f"; {workers} workers on each rank, not {most}, which do not share its readers evenly"
+        if order.readers % plan.world:
+            words += f"; {plan.world} ranks share them unevenly, and some shards are read twice"
+        return words
+
     def batches(self, plan: Plan) -> Iterable[Batch]:
         """The micro-batches of a rank."""
         return loader(

@@ -191,7 +191,9 @@ def _train(
         mean=source.mean,
         std=source.std,
     )
-    steps = make_plan(settings, data.size, settings.section, run.accelerator.num_processes)[0].stop
+    plan, _ = make_plan(settings, data.size, settings.section, run.accelerator.num_processes)
+    if split.streamed and on_step is None:
+        run.say(f"{stage}: a stream of {data.stream_in_words(plan)}")
     Trainer(
         accelerator=run.accelerator,
         model=model,
@@ -199,7 +201,7 @@ def _train(
         folder=run.folder / stage,
         stage=stage,
         data=data,
-        inputs=lambda step: inputs(step, steps),
+        inputs=lambda step: inputs(step, plan.stop),
         tracker=run.tracker,
         stop=run.stop,
         on_step=on_step,
