@@ -56,6 +56,8 @@ def open_splits(
             raise UserError(f"data.test: class {unknown[0]} is none of data.train's {len(source.classes)} classes")
         order = [source.classes.index(name) for name in test.classes]
         test = replace(test, classes=source.classes, labels={raw: order[i] for raw, i in test.labels.items()})
+        if test.numbers is not None:
+            test = replace(test, numbers=np.array(order, np.int32)[test.numbers])
     return source, test
 
 
@@ -90,7 +92,11 @@ def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Sp
         index = dataset.index(key)
     most = len(found.left_out) + max(LEAST_UNREADABLE, round(data.max_unreadable * len(column)))
     unreadable = Unreadable(key, dict(found.left_out), most, cache and cache / f"{name}_unreadable.json")
-    return Split(dataset, classes, labels, unreadable, origin, np.arange(len(column)), index)
+    split = Split(dataset, classes, labels, unreadable, origin, np.arange(len(column)))
+    if index is None:
+        return split
+    numbers = np.array([labels[raw] for raw in index.labels], np.int32)
+    return replace(split, index=index._replace(labels=[]), numbers=numbers)
 
 
 def write_index(data: Data, file: Path | None) -> tuple[Path, Index]:

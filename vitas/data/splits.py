@@ -96,6 +96,8 @@ class Split:
     """The rows of this part, rising; those of shards are counted through, shard after shard."""
     index: Index | None = None
     """Of shards: what is known of their rows."""
+    numbers: np.ndarray | None = None
+    """Of shards: the class index of each row. (A list of labels would be copied to each worker, little by little.)"""
 
     @property
     def streamed(self) -> bool:
@@ -118,7 +120,7 @@ class Split:
         """Name, undecoded image and class index of the row-th image of an indexed split."""
         number = int(self.indices[row])
         values = self.dataset[number]  # pyright: ignore[reportIndexIssue]
-        return self._example(str(number), values["image"], values["label"])
+        return (values["image"] or {}).get("path") or str(number), values["image"], self.labels[values["label"]]
 
     def rows_of(self, shard: int) -> np.ndarray:
         """The rows of a shard that are in this part, counted in the shard."""
@@ -127,7 +129,7 @@ class Split:
 
     def examples(self, shard: int, rows: np.ndarray | None = None) -> Iterator[tuple[str, Any, int]]:
         """Name, undecoded image and class index of these rows of a shard, or of all that are in this part."""
-        assert self.index is not None and isinstance(self.dataset, Shards)
+        assert self.index is not None and self.numbers is not None and isinstance(self.dataset, Shards)
         rows = self.rows_of(shard) if rows is None else rows
         if not len(rows):
             return
@@ -136,7 +138,7 @@ class Split:
         with naming(f"{self.unreadable.source}: {name}"):
             images = self.dataset.read(shard, rows, places)
             for row, image in zip(rows.tolist(), images, strict=True):
-                yield self._example(f"{name} image {row}", image, self.index.labels[start + row])
+                yield (image or {}).get("path") or f"{name} image {row}", image, int(self.numbers[start + row])
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -152,10 +154,10 @@ class Split:
             "classes": _digest([*self.classes, *map(str, self.labels.items())]),
             "rows": _digest([self.indices.tobytes()]),
         }
-        if self.index is not None:
+        if self.index is not None and self.numbers is not None:
             places = b"" if self.index.places is None else self.index.places.tobytes()
             key["shards"] = _digest([self.index.counts.tobytes(), places])
-            key["labels"] = _digest(str(self.index.labels[row]) for row in self.indices)
+            key["labels"] = _digest([self.numbers[self.indices].tobytes()])
         dataset = self.origin.images if self.index is not None else self.dataset
         if isinstance(dataset, datasets.Dataset):
             rows = np.arange(len(dataset)) if self.index is not None else self.indices
@@ -165,10 +167,10 @@ class Split:
 
     def _of_each_class(self, part: float, seed: int) -> np.ndarray:
         """(rows,) Whether each is among `part` of its class."""
-        assert self.index is not None
+        assert self.numbers is not None
         shard = np.searchsorted(self.starts, self.indices, "right") - 1
         order = _hash(seed, shard, self.indices - self.starts[shard])
-        classes = np.array([self.labels[self.index.labels[row]] for row in self.indices])
+        classes = self.numbers[self.indices]
         sorted_rows = np.lexsort((order, classes))
         _, first, counts = np.unique(classes[sorted_rows], return_index=True, return_counts=True)
         place = np.arange(len(sorted_rows)) - np.repeat(first, counts)
@@ -177,9 +179,6 @@ class Split:
         if not held.any():
             held[sorted_rows[0]] = True
         return held
-
-    def _example(self, name: str, image: Any, label: Any) -> tuple[str, Any, int]:
-        return (image or {}).get("path") or name, image, self.labels[label]
 
 
 def _hash(seed: int, *numbers: np.ndarray) -> np.ndarray:
