@@ -33,8 +33,8 @@ BEST, SCORED = {TOP1: "best_top1", LOSS: "best_loss"}, "scored"
 
 MODEL, INPUTS = "model", "inputs"
 
-HOLDOUT, TEST, SECONDS = "holdout", "test", "seconds"
-"""Images of a validation, whose figures are called `test_top1`, ...; and how long it took."""
+HOLDOUT, TEST, SECONDS, IMAGES = "holdout", "test", "seconds", "images"
+"""Images of a validation, whose figures are called `test_top1`, ...; how long it took; a short name of the images."""
 
 TAU, RHO, REGRET, CEILING = "tau", "rho", "regret", "ceiling"
 

@@ -42,15 +42,15 @@ def of_a_retraining(run: Run, architecture: Architecture) -> Validation | None:
 
 def subnets(recipe: Recipe, num_classes: int, skips: Mapping[str, float]) -> dict[str, Architecture]:
     """By what a supernet is validated: the largest, the smallest, random ones inside the budgets; of every seed."""
-    found: dict[str, Architecture] = {}
-    found["largest"], found["smallest"] = recipe.space.ends(0, 0)
+    space = recipe.space
+    found = {"largest": space.corner(-1, min(space.patch_size)), "smallest": space.corner(0, max(space.patch_size))}
     budgets = list(recipe.every_budget.items())
     for number in range(max(RANDOM, len(budgets))):
         name, budget = budgets[number % len(budgets)]
         if budget.windows(COUNTED):
-            drawn = sample_inside(recipe.space, budget, num_classes, seed=0, step=number, skip=skips[name])
+            drawn = sample_inside(space, budget, num_classes, seed=0, step=number, skip=skips[name])
         else:
-            drawn = recipe.space.sample(0, number, skip=skips[name])
+            drawn = space.sample(0, number, skip=skips[name])
         found[f"random {number + 1}"] = drawn
     return found
 

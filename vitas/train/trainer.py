@@ -52,6 +52,8 @@ class Outcome(NamedTuple):
 class Trainer:
     """Trains `model` from step 0, or from its last checkpoint, and leaves `model.safetensors` in `folder`.
 
+    Where validations look for the best weights, these are left beside it, in `best.safetensors`.
+
     Args:
         accelerator: The one Accelerator of the run, or what stands in for it (`vitas.train.alone`).
         model: What is trained; called as `model(images, *inputs(step))`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -103,12 +104,19 @@ class Validation:
         return f"{self.named}_{name}"
 
     def better(self, best: Best | None, facts: dict[str, Any], weights: Weights) -> Best | None:
-        """The best so far, or these weights: of equal top-1 those of the lower loss, of equal loss the earlier ones."""
+        """The best so far, or these weights: of equal top-1 those of the lower loss, of equal loss the earlier ones.
+
+        What did best on other images does not count.
+        """
 
         def merit(of: Mapping[str, Any]) -> tuple[float, float]:
-            return of[self.metric(tracking.TOP1)], -of[self.metric(tracking.LOSS)]
+            loss = of[self.metric(tracking.LOSS)]
+            return of[self.metric(tracking.TOP1)], -math.inf if math.isnan(loss) else -loss
 
-        if not self.keeps_best or (best and merit(facts) <= merit(best.facts)):
+        facts = {name: value for name, value in facts.items() if name != tracking.SECONDS}
+        facts[tracking.IMAGES] = self.images.digest
+        comparable = best is not None and best.facts[tracking.IMAGES] == self.images.digest
+        if not self.keeps_best or (best and comparable and merit(facts) <= merit(best.facts)):
             return best
         *_, trained = weights.values()
         return Best(facts, on_host(trained))
