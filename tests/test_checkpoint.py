@@ -7,7 +7,7 @@ import torch
 
 from vitas.config import RankError
 from vitas.train import checkpoint
-from vitas.train.state import TrainingState
+from vitas.train.state import Best, TrainingState
 
 
 def save(folder, step: int, *, keep: int = 2) -> None:
@@ -59,13 +59,16 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_new_one(tmp_path, dama
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
-    weights, moments, average = ({name: torch.randn(3, 2)} for name in ("weight", "exp_avg/weight", "weight"))
-    state = TrainingState(weights, moments, average, (512.0, 7))
+    names = ("weight", "exp_avg/weight", "weight", "weight")
+    weights, moments, average, best = ({name: torch.randn(3, 2)} for name in names)
+    state = TrainingState(weights, moments, average, (512.0, 7), Best({"step": 3}, best))
     writer = checkpoint.Writer(tmp_path, 1)
     writer.save(state, 4, {"left_out": 2})
     writer.wait()
     back = checkpoint.load(checkpoint.latest(tmp_path))
-    for given, found in ((weights, back.weights), (moments, back.moments), (average, back.average)):
+    assert back.best and back.best.facts == {"step": 3}
+    pairs = ((weights, back.weights), (moments, back.moments), (average, back.average), (best, back.best.weights))
+    for given, found in pairs:
         assert given.keys() == found.keys()
         assert all(torch.equal(given[name], found[name]) for name in given)
     assert back.loss_scale == (512.0, 7)

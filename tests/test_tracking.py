@@ -95,6 +95,16 @@ def test_metrics_are_lines_and_a_resumed_stage_forgets_what_it_will_repeat(track
     ]  # fmt: skip
 
 
+def test_a_resumed_stage_forgets_the_validations_that_its_checkpoint_does_not_know_of(tracker):
+    for step in (10, 20):
+        tracker.log("retrain", step, loss=1.0 / step)
+        tracker.log("retrain", step, model="average", test_top1=float(step))
+    tracker.rewind("retrain", 20, 10)
+    assert [(line["step"], "model" in line) for line in read_lines(tracker.file)] == [
+        (10, False), (10, True), (20, False),
+    ]  # fmt: skip
+
+
 def test_what_is_in_the_file_is_not_written_again_by_the_next_process(tracker):
     tracker.log("evolve", 1, best_top1=5.0)
     again = Tracker(tracker.recipe, tracker.accelerator)

@@ -190,6 +190,9 @@ class Training(Section):
     """Minutes between two checkpoints, besides those by steps."""
     keep_checkpoints: PositiveInt = 2
     """Checkpoints that are kept."""
+    validate_every: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Epochs between two validations, of which one is at the end; null for none. A supernet's subnets are validated on
+    the hold-out, a retraining on the test images, by which `best.safetensors` is chosen: its figure is optimistic."""
 
     @model_validator(mode="after")
     def _fits(self) -> Training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,12 +21,13 @@ from vitas.models.vit import VisionTransformer, from_state
 from vitas.spaces.architecture import Architecture
 
 
-def save_weights(file: Path, state: dict[str, Tensor]) -> None:
-    """Writes a `.safetensors` file in float32, whole or not at all.
+def save_weights(file: Path, state: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """Writes a `.safetensors` file in float32, whole or not at all; `about` goes into its metadata.
 
     DeepSpeed trains with weights in half precision; those who read the file expect float32.
     """
-    write_atomically(file, save({name: value.detach().float().cpu().contiguous() for name, value in state.items()}))
+    whole = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
+    write_atomically(file, save(whole, about))
 
 
 def save_description(folder: Path, model: VisionTransformer) -> None:

@@ -22,6 +22,10 @@ class Meter:
         if math.isfinite(loss):
             self.losses.append(loss)
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes time that was not spent on training out of the account."""
+        self.began += seconds
+
     def read(self, step: int) -> dict[str, float]:
         """The figures up to `step`; begins anew."""
         now = time.perf_counter()

@@ -13,7 +13,8 @@ def say(text: str) -> None:
     tqdm.write(text)
 
 
-def progress(stage: str, total: int, unit: str, *, show: bool, initial: int = 0) -> Any:
-    """A progress bar with the time left; in a log file a line now and then."""
+def progress(stage: str, total: int, unit: str, *, show: bool, initial: int = 0, leave: bool = True) -> Any:
+    """A progress bar with the time left; in a log file a line now and then. Without `leave` it vanishes at the end."""
     seconds = 0.2 if sys.stderr.isatty() else 15
-    return tqdm(desc=stage, total=total, initial=initial, unit=unit, disable=not show, mininterval=seconds, miniters=0)
+    how: dict[str, Any] = {"mininterval": seconds, "miniters": 0, "delay": 0 if leave else seconds}
+    return tqdm(desc=stage, total=total, initial=initial, unit=unit, disable=not show, leave=leave, **how)

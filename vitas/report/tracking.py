@@ -33,6 +33,9 @@ BEST, SCORED = {TOP1: "best_top1", LOSS: "best_loss"}, "scored"
 
 MODEL, INPUTS = "model", "inputs"
 
+HOLDOUT, TEST, SECONDS, IMAGES = "holdout", "test", "seconds", "images"
+"""Images of a validation, whose figures are called `test_top1`, ...; how long it took; a short name of the images."""
+
 TAU, RHO, REGRET, CEILING = "tau", "rho", "regret", "ceiling"
 
 PATIENCE = 5
@@ -95,10 +98,15 @@ class Tracker:
         rest = found and {name: value for name, value in found.items() if name not in (*wanted, STEP)}
         return broadcast_object_list([rest])[0]
 
-    def rewind(self, stage: str, step: int) -> None:
-        """Forgets what this stage logged after `step`, and what is damaged."""
+    def rewind(self, stage: str, step: int, validated: int | None = None) -> None:
+        """Forgets what this stage logged after `step`, its validations after `validated`, and what is damaged."""
+        last = step if validated is None else validated
+
+        def stays(line: dict[str, Any]) -> bool:
+            return line[STAGE] != stage or line[STEP] <= (last if MODEL in line else step)
+
         if self.main and self.file.is_file():
-            kept = [line for line in self._read() if line[STAGE] != stage or line[STEP] <= step]
+            kept = filter(stays, self._read())
             write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept))
             self.lines = None
 
@@ -152,7 +160,7 @@ class Untracked:
     def log(self, stage: str, step: int, **values: Any) -> None:
         """Does nothing."""
 
-    def rewind(self, stage: str, step: int) -> None:
+    def rewind(self, stage: str, step: int, validated: int | None = None) -> None:
         """Does nothing."""
 
     def find(self, stage: str, **values: Any) -> None:

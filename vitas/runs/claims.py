@@ -18,6 +18,7 @@ HOW = {
     "checkpoint_every",
     "checkpoint_minutes",
     "keep_checkpoints",
+    "validate_every",
     "micro_batch_size",
     "grad_checkpointing",
     "compile",

@@ -19,7 +19,7 @@ from vitas.models import saved
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe
 from vitas.report.tracking import Untracked
-from vitas.runs import found, trained
+from vitas.runs import found, trained, validations
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.sections import Retraining, Training
@@ -29,6 +29,7 @@ from vitas.spaces.cost import COUNTED
 from vitas.train.alone import alone, one_thread
 from vitas.train.objectives import OBJECTIVES, Objective, cross_entropy
 from vitas.train.trainer import Trainer
+from vitas.train.validation import Validation
 
 
 def supernet(run: Run) -> None:
@@ -51,16 +52,18 @@ def supernet(run: Run) -> None:
     skipping = f", blocks skipped with probability {shown}" if any(skips.values()) else ""
     inside = f", inside the budget in the last {in_budget:.0%} of the steps" if in_budget else ""
     run.say(f"supernet: {Decimal(space.size):.2e} architectures{skipping}{inside}")
-    images, _ = run.train.hold_out(settings.data.holdout, settings.seed)
+    images, held_out = run.train.hold_out(settings.data.holdout, settings.seed)
+    net = run.new_supernet()
     _train(
         run,
-        run.new_supernet(),
+        net,
         settings.supernet,
         "supernet",
         images,
         space.image_size,
         inputs=partial(subnets, settings, run.num_classes, skips),
         objective=OBJECTIVES[settings.supernet.distill],
+        validation=validations.of_the_supernet(run, net, held_out),
     )
 
 
@@ -164,7 +167,17 @@ def _train_from(
     model.pretrained_cfg |= {"label_names": list(run.train.classes)}
     if run.accelerator.is_main_process:
         saved.save_description(folder, model)
-    _train(run, model, settings, stage, run.train, architecture.image_size, lambda step, steps: (), on_step=on_step)
+    _train(
+        run,
+        model,
+        settings,
+        stage,
+        run.train,
+        architecture.image_size,
+        lambda step, steps: (),
+        on_step=on_step,
+        validation=None if on_step else validations.of_a_retraining(run, architecture),  # alone, ranks go separate ways
+    )
 
 
 def _train(
@@ -177,6 +190,7 @@ def _train(
     inputs: Callable[[int, int], tuple[Any, ...]],
     objective: Objective = cross_entropy,
     on_step: Callable[[int, int], None] | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Trains a model on all ranks; `inputs` are those of a step, of so many."""
     source = run.recipe.data
@@ -206,4 +220,5 @@ def _train(
         stop=run.stop,
         on_step=on_step,
         objective=objective,
+        validation=validation,
     ).run()

@@ -58,7 +58,7 @@ def tally(
 ) -> Tally:
     """What `model` gets right of the images [start, stop)."""
     sums = torch.zeros(3, dtype=torch.float64, device=images.device)
-    with _autocast(images.device, precision):
+    with autocast(images.device, precision):
         for pixels, labels in images.batches(start, stop, batch_size) if start < stop else ():
             logits = model(pixels).float()
             hits = logits.topk(min(5, logits.shape[-1])).indices == labels[:, None]
@@ -87,7 +87,8 @@ def _alone() -> None:
     torch.set_num_threads(1)
 
 
-def _autocast(device: torch.device, precision: str) -> Any:
+def autocast(device: torch.device, precision: str) -> Any:
+    """A context in which models compute in a precision of Accelerate's name."""
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
@@ -121,7 +122,7 @@ class Scorer:
         return self._last[1]
 
     def _logits(self, architecture: Architecture, side: str, batch_size: int) -> Logits:
-        with _autocast(self.images.device, self.precision):
+        with autocast(self.images.device, self.precision):
             return fast(self.net.extract(architecture, side), batch_size)
 
     def score(self, architecture: Architecture, first: int, length: int) -> dict[str, Any]:

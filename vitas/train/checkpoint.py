@@ -16,14 +16,15 @@ from safetensors.torch import load_file, save_file
 from vitas.config import RankError, one_line
 from vitas.files import sync, write_atomically
 from vitas.report.terminal import say
-from vitas.train.state import TrainingState
+from vitas.train.state import Best, TrainingState
 
 FORMAT = 2
-MANIFEST, WEIGHTS, MOMENTS, AVERAGE = (
+MANIFEST, WEIGHTS, MOMENTS, AVERAGE, BEST = (
     "manifest.json",
     "model.safetensors",
     "moments.safetensors",
     "average.safetensors",
+    "best.safetensors",
 )
 
 
@@ -88,11 +89,14 @@ class Writer:
         part = self.folder / "part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        for name, tensors in ((WEIGHTS, state.weights), (MOMENTS, state.moments), (AVERAGE, state.average)):
+        best = state.best or Best({}, {})
+        parts = {WEIGHTS: state.weights, MOMENTS: state.moments, AVERAGE: state.average, BEST: best.weights or None}
+        for name, tensors in parts.items():
             if tensors is not None:
                 save_file(dict(tensors), part / name)
         sums = {file.name: _checksum(file, sync=True) for file in sorted(part.iterdir())}
         manifest = {"format": FORMAT, "step": step, **facts, "loss_scale": state.loss_scale, "files": sums}
+        manifest["best"] = best.facts
         write_atomically(part / MANIFEST, json.dumps(manifest, indent=1))
         whole = self.folder / f"step_{step:08d}"
         shutil.rmtree(whole, ignore_errors=True)  # a damaged one from before
@@ -124,13 +128,15 @@ def manifest(checkpoint: Path) -> dict[str, Any]:
 
 def load(checkpoint: Path) -> TrainingState:
     """The state in a whole checkpoint."""
-    average = checkpoint / AVERAGE
-    loss_scale = manifest(checkpoint)["loss_scale"]
+    average, best = checkpoint / AVERAGE, checkpoint / BEST
+    said = manifest(checkpoint)
+    loss_scale = said["loss_scale"]
     return TrainingState(
         load_file(checkpoint / WEIGHTS),
         load_file(checkpoint / MOMENTS),
         load_file(average) if average.is_file() else None,
         (loss_scale[0], loss_scale[1]) if loss_scale else None,
+        Best(said["best"], load_file(best)) if best.is_file() else None,
     )
 
 

@@ -20,6 +20,8 @@ class Last(NamedTuple):
     """Steps done."""
     left_out: int
     """Those of them that were left out, because their loss was not finite."""
+    validated: int
+    """The last of them that a validation followed."""
     state: TrainingState | None
     change: dict[str, list[Any]]
     """Settings that are others from here on: `[before, now]`."""
@@ -34,8 +36,15 @@ def find_last(accelerator: Accelerator, folder: Path, settings: Training) -> Las
     last = broadcast(accelerator, found)[0]
     now = {name: getattr(settings, name) for name in MAY_CHANGE}
     if last is None:
-        return Last(0, 0, None, {}, {"settings": now, "changes": []})
+        return Last(0, 0, 0, None, {}, {"settings": now, "changes": []})
     said = checkpoint.manifest(last)
     change = {name: [before, now[name]] for name, before in said["settings"].items() if before != now[name]}
     changes = said["changes"] + ([{"step": said["step"], **change}] if change else [])
-    return Last(said["step"], said["left_out"], checkpoint.load(last), change, {"settings": now, "changes": changes})
+    return Last(
+        said["step"],
+        said["left_out"],
+        said.get("validated", 0),  # earlier versions knew no validation
+        checkpoint.load(last),
+        change,
+        {"settings": now, "changes": changes},
+    )

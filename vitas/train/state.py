@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,15 @@ from torch.nn import functional as F
 MOMENTS = ("exp_avg", "exp_avg_sq")
 UPDATES = "updates"
 """How many updates the moments have seen: Adam corrects its bias by it."""
+
+
+class Best(NamedTuple):
+    """The weights that did best in a validation."""
+
+    facts: dict[str, Any]
+    """When that was, and its figures, under the names of metrics."""
+    weights: Mapping[str, Tensor]
+    """By parameter name, in float32, in the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,16 @@ class TrainingState:
     """The moving average of the weights, if there is one."""
     loss_scale: tuple[float, int] | None = None
     """Of fp16: the scale, and the updates since it last changed."""
+    best: Best | None = None
+    """What did best so far, if validations look for it."""
 
 
 def capture(
-    accelerator: Accelerator, model: Any, optimizer: Any, average: nn.Module | None = None
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    average: nn.Module | None = None,
+    best: Best | None = None,
 ) -> TrainingState | None:
     """A copy of the state of a prepared model and optimizer, on the main process. All ranks call it.
 
@@ -50,10 +65,11 @@ def capture(
     if not accelerator.is_main_process:
         return None
     return TrainingState(
-        _on_host(whole),
-        _on_host(moments),
-        _on_host(average.state_dict()) if average is not None else None,
+        on_host(whole),
+        on_host(moments),
+        on_host(average.state_dict()) if average is not None else None,
         _loss_scale(accelerator, optimizer),
+        best,
     )
 
 
@@ -88,7 +104,8 @@ def restore(accelerator: Accelerator, model: Any, optimizer: Any, state: Trainin
         _restore_loss_scale(accelerator, optimizer, *state.loss_scale)
 
 
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory, in float32."""
     return {name: value.detach().to("cpu", torch.float32, copy=True).contiguous() for name, value in tensors.items()}
 
 

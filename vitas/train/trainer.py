@@ -32,6 +32,7 @@ from vitas.train.memory import explained
 from vitas.train.objectives import Objective, cross_entropy
 from vitas.train.resume import find_last
 from vitas.train.stop import StopRequest
+from vitas.train.validation import AVERAGE, MODEL, Validation, leave_best
 
 LOG_EVERY = 10
 MOST_LEFT_OUT = 10
@@ -54,6 +55,8 @@ class Outcome(NamedTuple):
 class Trainer:
     """Trains `model` from step 0, or from its last checkpoint, and leaves `model.safetensors` in `folder`.
 
+    Where validations look for the best weights, these are left beside it, in `best.safetensors`.
+
     Args:
         accelerator: The one Accelerator of the run, or what stands in for it (`vitas.train.alone`).
         model: What is trained; called as `model(images, *inputs(step))`.
@@ -66,6 +69,7 @@ class Trainer:
         stop: Whether to stop early.
         on_step: Told after each step how many of how many are done, in place of a progress bar and of lines.
         objective: What is made small.
+        validation: What is validated meanwhile, if anything.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Trainer:
         stop: StopRequest,
         on_step: Callable[[int, int], None] | None = None,
         objective: Objective = cross_entropy,
+        validation: Validation | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -94,6 +99,7 @@ class Trainer:
         self.on_step = on_step
         self.shows = accelerator.is_main_process and on_step is None
         self.objective = objective
+        self.validation = validation
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.feed = Feed(accelerator, data, settings)
@@ -105,6 +111,8 @@ class Trainer:
             )
         self.left_out = self.last.left_out
         self.left_out_in_a_row = 0
+        self.validated, self.best = self.last.validated, self.last.state and self.last.state.best
+        self.told: dict[str, str] = {}
         self._prepare(model)
 
     def _prepare(self, model: nn.Module) -> None:
@@ -132,7 +140,9 @@ class Trainer:
     def run(self) -> Path:
         """Trains to the end, from the last checkpoint if there is one; returns the file of the final weights."""
         weights = self.folder / "model.safetensors"
-        self.tracker.rewind(self.stage, self.last.step)
+        if self.accelerator.is_main_process:
+            (self.folder / checkpoint.BEST).unlink(missing_ok=True)  # of a training before
+        self.tracker.rewind(self.stage, self.last.step, self.validated)
         if change := self.last.change:
             self.tracker.log(self.stage, self.last.step + 1, changed=change)
             told = ", ".join(f"{name} {new} in place of {old}" for name, (old, new) in change.items())
@@ -142,6 +152,8 @@ class Trainer:
         final = self.average.module.state_dict() if self.average else state.weights(self.accelerator, self.model)
         self.writer.wait()
         if self.accelerator.is_main_process:
+            if self.best:
+                leave_best(self.folder / checkpoint.BEST, self.best, self.stage)
             save_weights(weights, final)
             checkpoint.remove_all(self.folder)
         self.accelerator.wait_for_everyone()
@@ -154,6 +166,8 @@ class Trainer:
         meter = Meter(self.last.step, plan.batch_size)
         self.saved_at = time.monotonic()
         self.model.train()
+        if self.validated < self.last.step and self._is_validation_due(self.last.step):
+            self._validate(self.last.step, meter)  # it stopped there without
         with progress(self.stage, plan.stop, "step", show=self.shows, initial=self.last.step) as bar:
             for step in range(self.last.step, plan.stop):
                 self.schedule.step_update(step)
@@ -166,13 +180,15 @@ class Trainer:
                 self.writer.check()
                 meter.add(outcome.loss)
                 done = step + 1
+                if self._is_validation_due(done) and not outcome.stop:  # which must be quick
+                    self._validate(done, meter)
                 lr = self.optimizer.param_groups[0]["lr"]
                 if done % LOG_EVERY == 0 or done == plan.stop:
                     values = meter.read(done) | {tracking.LR: lr, tracking.EPOCH: done / self.steps_per_epoch}
                     if self.left_out:
                         values[tracking.LEFT_OUT] = self.left_out
                     self.tracker.log(self.stage, done, **values)
-                    told = {"loss": f"{outcome.loss:.3f}", "lr": f"{lr:.1e}"}
+                    told = {"loss": f"{outcome.loss:.3f}", "lr": f"{lr:.1e}"} | self.told
                     bar.set_postfix(told | {"images/s": f"{values[tracking.IMAGES_PER_SECOND]:.0f}"}, refresh=False)
                 bar.update()
                 if self.on_step:
@@ -196,6 +212,26 @@ class Trainer:
         self.stop.words = f"{why}; {self.stage}: saved after step {step}; the same command goes on"
         self.stop.leave()
 
+    def _is_validation_due(self, done: int) -> bool:
+        return bool(self.validation and self.validation.is_due(done, self.steps_per_epoch, self.plan.stop))
+
+    def _validate(self, done: int, meter: Meter) -> None:
+        """Notes the figures of the weights after so many steps, and keeps the best ones. All ranks call it."""
+        assert self.validation
+        began = time.perf_counter()
+        weights = {MODEL: state.weights(self.accelerator, self.model)}
+        if self.average:
+            weights[AVERAGE] = self.average.module.state_dict()
+        facts: dict[str, Any] = {tracking.EPOCH: done / self.steps_per_epoch}
+        tops, figures = [], {}
+        for name, figures in self.validation.figures(weights, self.stage, show=self.shows):
+            self.tracker.log(self.stage, done, **facts, **{tracking.MODEL: name}, **figures)
+            tops.append(f"{figures[self.validation.metric(tracking.TOP1)]:.1f}")
+        if self.accelerator.is_main_process:
+            self.best = self.validation.better(self.best, {tracking.STEP: done} | facts | figures, weights)
+        self.validated, self.told = done, {"top-1": "/".join(tops)}
+        meter.leave_out(time.perf_counter() - began)
+
     def _is_due(self, done: int, outcome: Outcome) -> bool:
         every = self.settings.checkpoint_every
         return outcome.save or (every is not None and done % every == 0)
@@ -203,9 +239,9 @@ class Trainer:
     def _save(self, done: int) -> None:
         """Takes a copy of the state; it is written while training goes on."""
         average = self.average.module if self.average else None
-        taken = state.capture(self.accelerator, self.model, self.optimizer, average)
+        taken = state.capture(self.accelerator, self.model, self.optimizer, average, self.best)
         if taken:
-            self.writer.save(taken, done, self.last.facts | {"left_out": self.left_out})
+            self.writer.save(taken, done, self.last.facts | {"left_out": self.left_out, "validated": self.validated})
         self.saved_at = time.monotonic()
 
     def _step(self, step: int, batches: Iterator[Batch]) -> Outcome:
