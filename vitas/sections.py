@@ -98,8 +98,9 @@ class Data(Section):
     from each. Fewer, if there are fewer shards or the batch does not divide by them."""
     shuffle_buffer: PositiveInt = 2048
     """Images of a stream among which one step's are drawn: each reader shuffles blocks of its share of them."""
-    patience: Annotated[float, Field(gt=0, le=1e6)] = 300.0
-    """Seconds for which a shard that cannot be read is tried again; then the run saves, and ends with exit code 75."""
+    patience: Annotated[float, Field(gt=0, le=540)] = 300.0
+    """Seconds for which a shard that cannot be read is tried again; then the run saves, and ends with exit code 75.
+    Ranks wait ten minutes for each other, and so it is less."""
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Part of the images that may be unreadable, ten at least; with more the run stops."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
