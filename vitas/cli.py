@@ -1,4 +1,4 @@
-"""The command line: vitas run | check | rank | index | recipes | describe | import.
+"""The command line: vitas run | check | rank | index | prepare | recipes | describe | import.
 
 What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
 """
@@ -92,6 +92,29 @@ def _parse(words: list[str]) -> argparse.Namespace:
     index.add_argument("-o", "--output", metavar="FILE", help="where it goes (default: index.json beside the shards)")
     index.add_argument("--image_column", metavar="NAME", help="the column of images, if it cannot be told")
     index.add_argument("--label_column", metavar="NAME", help="the column of labels, if it cannot be told")
+
+    preparing = command(
+        "prepare",
+        _prepare,
+        "copy images as parquet shards that read fast: shorter, mixed, with row counts and class names",
+        "A call that was ended goes on with the shards that are missing.",
+    )
+    preparing.add_argument("source", metavar="SOURCE", help="what data.train names: a folder, shards, a Hub name ...")
+    preparing.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the shards")
+    preparing.add_argument(
+        "--part",
+        choices=["train", "test"],
+        default="train",
+        help="which part of the source, and what the shards' names begin with",
+    )
+    for name, default, most, what in (
+        ("short", 320, 10_000, "pixels of the shorter side; smaller images are copied as they are"),
+        ("quality", 92, 100, "of the JPEGs that images become"),
+        ("shards", 256, 100_000, "how many there are"),
+        ("workers", None, 1024, "processes (default: as many as cores)"),
+    ):
+        shown = f" (default: {default})" if default else ""
+        preparing.add_argument(f"--{name}", metavar="N", type=_number(1, most), default=default, help=what + shown)
 
     importing = command("import", _import, "turn a checkpoint of the original release into a model")
     importing.add_argument("file", metavar="FILE.pth.tar", help="the checkpoint")
@@ -223,6 +246,31 @@ def _index(options: argparse.Namespace) -> None:
     data = Data(train=options.source, test="", streaming=True, **columns)
     file, index = sources.write_index(data, options.output and expanded(options.output))
     print(f"{file}: {len(index.labels):,} rows in {len(index.counts):,} shards")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected {least} to {most:,}, got {text}")
+        return int(text)
+
+    return read
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from vitas.data import sources
+    from vitas.data.prepare import prepare
+
+    folder = expanded(options.output)
+    split = sources.open_one(options.source, f"data.{options.part}")
+    how = {name: getattr(options, name) for name in ("short", "quality", "shards", "workers")}
+    about = prepare(split, folder, options.part, **how)
+    if reasons := about["unreadable"]:
+        print(f"{len(reasons)} image(s) could not be read and were left out; all are in {folder / options.part}.json")
+    size = f"{about['bytes'] / 1e9:.2f} GB"
+    print(
+        f"{folder}: {about['images']:,} images in {len(about['rows']):,} shards, {size}; data.{options.part}={folder}"
+    )
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -99,6 +99,15 @@ def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Sp
     return replace(split, index=index._replace(labels=[]), numbers=numbers)
 
 
+def open_one(spec: str, key: str) -> Split:
+    """The images that `data.train` or `data.test` (the `key`) would name, indexed.
+
+    Raises:
+        UserError: As `open_splits`.
+    """
+    return _open(Data(train=spec, test=spec), spec, key, streaming=False)
+
+
 def write_index(data: Data, file: Path | None) -> tuple[Path, Index]:
     """Makes the index of the shards that `data.train` names: in `file`, or beside them, where every run finds it.
 
