@@ -190,6 +190,7 @@ def _train(
         pin_memory=run.accelerator.device.type == "cuda",
         mean=source.mean,
         std=source.std,
+        dali=run.accelerator.device if source.decoder == "dali" else None,
     )
     steps = make_plan(settings, data.size, settings.section, run.accelerator.num_processes)[0].stop
     Trainer(
