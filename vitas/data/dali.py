@@ -137,11 +137,10 @@ class _Decoder:
         from nvidia.dali.plugin.pytorch import feed_ndarray  # pyright: ignore[reportMissingImports]
 
         self.pipeline = self.pipeline or self._built(most)
-        boxes = np.array([image.box for image in images], np.int32)
         (found,) = self.pipeline.run(
             jpegs=[np.frombuffer(image.content, np.uint8) for image in images],
-            start=boxes[:, :2],
-            shape=boxes[:, 2:],
+            start=np.array([image.box[:2] for image in images], np.int32),
+            shape=np.array([image.box[2:] for image in images], np.int32),
             mirrored=np.array([image.mirrored for image in images], np.int32),
         )
         with torch.cuda.stream(self.stream):  # training's own stream is seldom idle

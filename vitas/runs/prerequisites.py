@@ -98,7 +98,9 @@ def _check_augmentation(stage: str, training: Training, settings: Recipe) -> Non
         dali.check()
         for name in ("auto_augment", "color_jitter"):
             if value := getattr(training.augment, name):
-                raise UserError(f"{stage}.augment.{name}: {value} needs data.decoder: cpu; dali only crops and flips")
+                raise UserError(
+                    f"{stage}.augment.{name}: {value} needs data.decoder: cpu; dali only crops, flips and erases"
+                )
 
 
 def _find(key: str, name: str) -> Architecture:
