@@ -104,11 +104,12 @@ def ways(folder: Path, settings: Augment, rounds: int) -> dict[str, Callable[[],
     data = Data(train=str(folder), test=str(folder))
     split, _ = sources.open_splits(data)
     steps = len(split.indices) // BATCH
+    plan = Plan(BATCH, 1, 0, steps * (rounds + 2))  # one to warm up, one to read ahead
 
     def loader(**how: Any) -> Iterator[Any]:
         return iter(
             batches.loader(
-                split, augment.TrainTransform(SIZE, settings, data), Plan(BATCH, 1, 0, steps * (rounds + 2)),  # one to warm up, one to read ahead
+                split, augment.TrainTransform(SIZE, settings, data), plan,
                 seed=0, workers=0, readers=1, shuffle_buffer=1, pin_memory=False, **how,
             )
         )  # fmt: skip

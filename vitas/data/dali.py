@@ -102,6 +102,8 @@ def _merged(samples: list[Sample], crops: Future[list[Tensor | None]], again: Ca
     each = iter(crops.result())
     for image, label, reasons, key in samples:
         crop = next(each) if isinstance(image, Undecoded) else torch.from_numpy(image).to(device)
+        if crop is not None and crop.is_cuda:
+            crop.record_stream(torch.cuda.current_stream(device))  # it was made on another
         if crop is None:
             ordinary, label, reasons = again(key)
             crop = ordinary.permute(1, 2, 0).to(device)
