@@ -103,7 +103,7 @@ def _merged(samples: list[Sample], crops: Future[list[Tensor | None]], again: Ca
     for image, label, reasons, key in samples:
         crop = next(each) if isinstance(image, Undecoded) else torch.from_numpy(image).to(device)
         if crop is not None and crop.is_cuda:
-            crop.record_stream(torch.cuda.current_stream(device))  # it was made on another
+            crop.record_stream(torch.cuda.current_stream(device))  # its memory is another's
         if crop is None:
             ordinary, label, reasons = again(key)
             crop = ordinary.permute(1, 2, 0).to(device)
@@ -147,7 +147,10 @@ class _Decoder:
         )
         with torch.cuda.stream(self.stream):  # training's own stream is seldom idle
             crops = torch.empty(len(images), self.size, self.size, 3, dtype=torch.uint8, device=self.device)
-            return feed_ndarray(found.as_tensor(), crops, cuda_stream=self.stream)
+            feed_ndarray(found.as_tensor(), crops, cuda_stream=self.stream)
+        if self.stream:
+            self.stream.synchronize()  # the copy, before DALI or training goes on with either
+        return crops
 
     def _built(self, most: int) -> Any:
         from nvidia.dali import fn, types  # pyright: ignore[reportMissingImports]
