@@ -9,6 +9,7 @@ machine does not count as ours; ratios are taken within a round.
 
     before       Pillow decodes, timm's transform on Pillow's images, floats normalised and erased by the worker
     vitas        8-bit crops, by the loader of the trainings; a device normalises them
+    dali         the same by DALI's CPU backend, where the extra is installed; it has no policies
     torchvision  ImageFolder and DataLoader, torchvision's transforms on Pillow's images (the policy is timm's)
 
 The pipelines are those of `recipes/search_1G.yaml`: its supernet's, the same without erasing, and its retraining's.
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from jpegs import photo, saved
 
 SIZE, BATCH = 224, 32
-WAYS = ("before", "vitas", "torchvision")
+WAYS = ("before", "vitas", "dali", "torchvision")
+DALI = bool(find_spec("nvidia") and find_spec("nvidia.dali"))
 
 
 class Before(Dataset[Any]):
@@ -101,17 +104,28 @@ def ways(folder: Path, settings: Augment, rounds: int) -> dict[str, Callable[[],
     data = Data(train=str(folder), test=str(folder))
     split, _ = sources.open_splits(data)
     steps = len(split.indices) // BATCH
-    ours = iter(
-        batches.loader(
-            split, augment.TrainTransform(SIZE, settings, data), Plan(BATCH, 1, 0, steps * (rounds + 1)),
-            seed=0, workers=0, readers=1, shuffle_buffer=1, pin_memory=False,
-        )
-    )  # fmt: skip
+    plan = Plan(BATCH, 1, 0, steps * (rounds + 2))  # one to warm up, one to read ahead
+
+    def loader(**how: Any) -> Iterator[Any]:
+        return iter(
+            batches.loader(
+                split, augment.TrainTransform(SIZE, settings, data), plan,
+                seed=0, workers=0, readers=1, shuffle_buffer=1, pin_memory=False, **how,
+            )
+        )  # fmt: skip
+
+    ours, dalis = loader(), loader(dali_on=torch.device("cpu"))
+
+    def by_dali() -> Iterator[Any]:
+        yield from (next(dalis) for _ in range(steps))
+        time.sleep(1)  # its thread reads ahead: in our time, not in that of the next way
+
     before = DataLoader(Before(split, settings, data), BATCH, shuffle=True)
     theirs = DataLoader(ImageFolder(str(folder), by_torchvision(settings, data)), BATCH, shuffle=True)
     return {
         "before": lambda: iter(before),
         "vitas": lambda: (next(ours) for _ in range(steps)),
+        **({"dali": by_dali} if DALI and not settings.auto_augment else {}),
         "torchvision": lambda: iter(theirs),
     }
 
@@ -183,7 +197,7 @@ def main() -> None:
             found = measure(folders, settings, options.rounds)
             rows = result[pipeline] = {"augment": settings.model_dump()}
             for name in folders:
-                for way in WAYS:
+                for way in (way for way in WAYS if f"{way}, {name}" in found):
                     times = found[f"{way}, {name}"]
                     ratios = sorted(a / b for a, b in zip(found[f"before, {name}"], times, strict=True))
                     rate, tenth = 1 / statistics.median(times), len(ratios) // 10

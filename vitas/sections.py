@@ -107,6 +107,9 @@ class Data(Section):
     """Part of the training images that the search scores candidates on, and no training sees."""
     workers: NonNegativeInt = 4
     """Processes on each rank that read and transform images; never more than cores."""
+    decoder: Literal["cpu", "dali"] = "cpu"
+    """What decodes, crops and flips training images: the workers, or NVIDIA DALI on each rank's GPU, which the extra
+    `vitas[dali]` brings. Crops, flips and order are the same; timm's policies and colour jitter need `cpu`."""
     mean: Mean = IMAGENET_MEAN
     """Mean of each RGB channel, in [0, 1]."""
     std: Std = IMAGENET_STD

@@ -39,20 +39,34 @@ class TrainTransform:
         )
         self.image_size = image_size
         (self.crop, *self.flips), self.policies = parts[0].transforms, parts[1].transforms
-        self.erasing = _Erasing(augment.erasing, data) if augment.erasing else None
+        self.erasing = _Erasing(augment.erasing, image_size, data) if augment.erasing else None
 
     def __call__(self, image: Tensor) -> Tensor:
         """Draws from `random`, numpy and torch's CPU generator."""
-        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        (top, left, height, width), mirrored = self.drawn(*image.shape[1:])
         image = resized(image[:, top : top + height, left : left + width], self.image_size)
-        for flip in self.flips:
-            image = flip(image)
+        if mirrored:
+            image = image.flip(-1)
         if self.policies:
             seen = Image.fromarray(image.permute(1, 2, 0).numpy())
             for policy in self.policies:
                 seen = policy(seen)
             image = torch.from_numpy(np.array(seen)).permute(2, 0, 1)
-        return self.erasing(image) if self.erasing else image
+        for where, noise in self.erased():
+            image[where] = noise
+        return image
+
+    def drawn(self, height: int, width: int) -> tuple[tuple[int, int, int, int], bool]:
+        """The next crop of an image of this size, as top, left, height and width, and whether it is mirrored."""
+        box = self.crop.get_params(torch.empty(3, height, width, device="meta"), self.crop.scale, self.crop.ratio)
+        row = torch.arange(2).view(1, 1, 2)
+        for flip in self.flips:
+            row = flip(row)
+        return box, bool(row[0, 0, 0])
+
+    def erased(self) -> list[tuple[Any, Tensor]]:
+        """Where (3, image_size, image_size) pixels are erased next, and the uint8 noise that takes their place."""
+        return self.erasing() if self.erasing else []
 
 
 def resized(image: Tensor, size: int) -> Tensor:
@@ -62,25 +76,26 @@ def resized(image: Tensor, size: int) -> Tensor:
 
 
 class _Erasing:
-    """Timm's random erasing of uint8 images, in place: timm draws the rectangle and the noise, and sets it here."""
+    """Timm's random erasing of uint8 images: timm draws the rectangle and the noise, and sets it here."""
 
     dtype = torch.float32
     """What the noise is drawn in."""
 
-    def __init__(self, probability: float, data: Data) -> None:
+    def __init__(self, probability: float, image_size: int, data: Data) -> None:
+        self.shape = torch.Size((3, image_size, image_size))
         self.erase = RandomErasing(probability, mode="pixel", device="cpu")
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
 
-    def __call__(self, image: Tensor) -> Tensor:
-        self.image = image
+    def __call__(self) -> list[tuple[Any, Tensor]]:
+        self.patches: list[tuple[Any, Tensor]] = []
         self.erase(self)
-        return image
+        return self.patches
 
     def size(self) -> torch.Size:
-        return self.image.shape
+        return self.shape
 
     def __setitem__(self, where: Any, noise: Tensor) -> None:
-        self.image[where] = noise.mul_(self.std).add_(self.mean).mul_(255).round_().clamp_(0, 255)
+        self.patches.append((where, noise.mul_(self.std).add_(self.mean).mul_(255).round_().clamp_(0, 255).byte()))
 
 
 def preprocessing(image_size: int, data: Data) -> dict[str, Any]:

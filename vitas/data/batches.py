@@ -10,17 +10,20 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, starmap
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vitas.data import dali
+from vitas.data.augment import TrainTransform
 from vitas.data.images import first_readable
 from vitas.data.plan import Plan
 from vitas.data.splits import Split, Unreadable
-from vitas.data.stream import Order, Stream
+from vitas.data.stream import Example, Order, Stream
 
 
 class Batch(NamedTuple):
@@ -48,6 +51,8 @@ class TrainingData:
     mean: Sequence[float]
     """Of each channel, in [0, 1]; with `std` it normalises the pixels, where the model is."""
     std: Sequence[float]
+    dali: torch.device | None = None
+    """Where NVIDIA DALI decodes; without, the workers do."""
 
     @property
     def size(self) -> int:
@@ -87,24 +92,39 @@ class TrainingData:
             readers=self.readers,
             shuffle_buffer=self.shuffle_buffer,
             pin_memory=self.pin_memory,
+            dali_on=self.dali,
         )
 
 
 def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int, workers: int, readers: int,
-           shuffle_buffer: int, pin_memory: bool) -> Iterable[Batch]:  # fmt: skip
+           shuffle_buffer: int, pin_memory: bool, dali_on: torch.device | None = None) -> Iterable[Batch]:  # fmt: skip
     """This rank's micro-batches, from step `plan.start` to `plan.stop`."""
-    workers = min(workers, allowed_cores())
+    most = min(workers, allowed_cores())
+    ordinary = partial(first_readable, transform=transform, split=split)
+    image, collate, joined = ordinary, _collate, partial(_joined, pin_memory=pin_memory)
+    if dali_on:
+        image, collate, joined = partial(dali.undecoded, transform=transform, split=split), list, _listed
     options: dict[str, Any] = {"worker_init_fn": outlive_a_stop}
     if split.streamed:
-        order = Order(split, plan.batch_size, readers=readers, buffer=shuffle_buffer, seed=seed)
-        stream = Stream(order, transform, plan)
-        workers = stream.workers(workers)
-        parts = DataLoader(stream, batch_size=None, collate_fn=_part, num_workers=workers, **options)
-        return _merged(parts, max(1, workers), plan.micro_batch, pin_memory)
-    rows = _Rows(split, transform, seed)
-    options |= {"num_workers": workers, "pin_memory": pin_memory}
-    batches = _micro_batches(len(rows), plan, seed)
-    return DataLoader(rows, batch_sampler=batches, collate_fn=_collate, **options)  # pyright: ignore[reportArgumentType]
+        source = Order(split, plan.batch_size, readers=readers, buffer=shuffle_buffer, seed=seed)
+        stream = Stream(source, image, plan)
+        workers = stream.workers(most)
+        options |= {"num_workers": workers, "collate_fn": partial(_part, collate)}
+        parts = DataLoader(stream, batch_size=None, **options)
+        batches: Any = starmap(joined, _merged(parts, max(1, workers), plan.micro_batch))
+    else:
+        source = _Rows(split, image, seed)
+        options |= {"num_workers": most, "collate_fn": collate, "pin_memory": pin_memory and not dali_on}
+        options |= {"batch_sampler": _micro_batches(len(source), plan, seed)}
+        batches = DataLoader(source, **options)
+    if not dali_on:
+        return batches
+    assert isinstance(transform, TrainTransform)
+
+    def again(key: list[int]) -> dali.Decoded:
+        return ordinary(source.examples(key), key)
+
+    return starmap(Batch, dali.decoded(batches, again, transform.image_size, dali_on, max(1, most)))
 
 
 def allowed_cores() -> int:
@@ -148,34 +168,47 @@ def _mixed(size: int) -> np.ndarray:
 class _Rows(Dataset[Any]):
     """An indexed split as a torch dataset over (epoch, row)."""
 
-    def __init__(self, split: Split, transform: Callable[..., Any], seed: int) -> None:
-        self.split, self.transform, self.seed = split, transform, seed
+    def __init__(self, split: Split, image: Callable[[Iterator[Example], list[int]], Any], seed: int) -> None:
+        self.split, self.image, self.seed = split, image, seed
 
     def __len__(self) -> int:
         return len(self.split.indices)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, dict[str, str]]:
-        epoch, row = key
-        others = ((row + step) % len(self) for step in range(len(self)))
-        return first_readable(map(self.split.example, others), self.transform, [self.seed, epoch, row], self.split)
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        of_all_draws = [self.seed, *key]
+        return self.image(self.examples(of_all_draws), of_all_draws)
+
+    def examples(self, key: list[int]) -> Iterator[Example]:
+        """The image with this key, and those that stand in for it if it cannot be read."""
+        row = key[-1]
+        return map(self.split.example, ((row + step) % len(self) for step in range(len(self))))
 
 
-def _part(placed: list[tuple[int, Any]]) -> tuple[list[int], Batch | None]:
+def _part(collate: Callable[[list[Any]], Any], placed: list[tuple[int, Any]]) -> tuple[list[int], Any]:
     """What one worker gives of a micro-batch, with the places of its images in it."""
-    return [place for place, _ in placed], _collate([sample for _, sample in placed]) if placed else None
+    return [place for place, _ in placed], collate([sample for _, sample in placed]) if placed else None
 
 
-def _merged(parts: Iterable[Any], workers: int, size: int, pin_memory: bool) -> Iterator[Batch]:
-    """Micro-batches from the parts that the workers give in turn."""
+def _merged(parts: Iterable[Any], workers: int, size: int) -> Iterator[tuple[list[Any], np.ndarray]]:
+    """Micro-batches as the parts that the workers give in turn, and the order of the images in these."""
     parts = iter(parts)
     while of_all := list(islice(parts, workers)):
         places = np.concatenate([there for there, _ in of_all])
-        order = torch.from_numpy(np.argsort(places)[_mixed(size)])
-        batches = [batch for _, batch in of_all if batch is not None]
-        images, labels = (torch.cat([batch[part] for batch in batches])[order] for part in (0, 1))
-        if pin_memory:
-            images, labels = images.pin_memory(), labels.pin_memory()
-        yield Batch(images, labels, {name: why for batch in batches for name, why in batch.unreadable.items()})
+        yield [part for _, part in of_all if part is not None], np.argsort(places)[_mixed(size)]
+
+
+def _joined(parts: list[Batch], order: np.ndarray, pin_memory: bool) -> Batch:
+    where = torch.from_numpy(order)
+    images = torch.cat([part.images for part in parts])[where]
+    labels = torch.cat([part.labels for part in parts])[where]
+    if pin_memory:
+        images, labels = images.pin_memory(), labels.pin_memory()
+    return Batch(images, labels, {name: why for batch in parts for name, why in batch.unreadable.items()})
+
+
+def _listed(parts: list[list[Any]], order: np.ndarray) -> list[Any]:
+    samples = [sample for part in parts for sample in part]
+    return [samples[place] for place in order]
 
 
 def _collate(samples: list[tuple[torch.Tensor, int, dict[str, str]]]) -> Batch:

@@ -8,7 +8,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -46,11 +46,43 @@ def pixels(image: Any) -> torch.Tensor:
     finds the least thing wrong is left to Pillow, as all others are: what counts as damaged does not change.
     """
     with _opened(image) as opened:
-        if isinstance(opened, JpegImageFile) and opened.fp and opened.mode in ("L", "RGB") and not _turned(opened):
-            opened.fp.seek(0)
+        if (jpeg := _plain(opened)) is not None:
             with suppress(ValueError):
-                return torch.from_numpy(simplejpeg.decode_jpeg(opened.fp.read(), strict=True)).permute(2, 0, 1)
+                return torch.from_numpy(simplejpeg.decode_jpeg(jpeg, strict=True)).permute(2, 0, 1)
         return torch.from_numpy(np.array(_seen(opened))).permute(2, 0, 1)
+
+
+class Jpeg(NamedTuple):
+    """A JPEG that is not decoded yet."""
+
+    content: bytes
+    height: int
+    width: int
+
+
+def jpeg_or_pixels(image: Any) -> Jpeg | torch.Tensor:
+    """A JPEG that any decoder takes for what `pixels` takes it for, as it came; else its pixels, and their errors.
+
+    It is one that `pixels` decodes sooner, ends as it should, and tells its colours in the usual way.
+    """
+    with _opened(image) as opened:
+        content = _plain(opened)
+        if content is not None and content.rstrip(b"\0").endswith(b"\xff\xd9") and _usual(opened):
+            return Jpeg(content, opened.height, opened.width)
+    return pixels(image)
+
+
+def _plain(image: Image.Image) -> bytes | None:
+    """The content of a grey or RGB JPEG that need not be turned."""
+    if isinstance(image, JpegImageFile) and image.fp and image.mode in ("L", "RGB") and not _turned(image):
+        image.fp.seek(0)
+        return image.fp.read()
+    return None
+
+
+def _usual(jpeg: Any) -> bool:
+    """Whether the components of a JPEG are those of JFIF: grey, or luma and chroma, and not the rare RGB of Adobe's."""
+    return [part[0] for part in jpeg.layer] in ([1], [1, 2, 3]) and jpeg.info.get("adobe_transform", 1) == 1
 
 
 @contextmanager
@@ -92,13 +124,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels * (255 / top)).round().astype(np.uint8))
 
 
-def first_readable(examples: Any, transform: Callable[..., Any], key: list[int],
-                    split: Split) -> tuple[torch.Tensor, int, dict[str, str]]:  # fmt: skip
-    """The first image that can be decoded, transformed with draws from `key`, and the reasons of those before it."""
+def first_readable(examples: Any, key: list[int], transform: Callable[..., Any], split: Split,
+                   read: Callable[..., Any] = pixels) -> tuple[Any, int, dict[str, str]]:  # fmt: skip
+    """The first image that can be read, transformed with draws from `key`, and the reasons of those before it."""
     unreadable: dict[str, str] = {}
     for name, undecoded, label in examples:
         try:
-            image = pixels(undecoded)
+            image = read(undecoded)
         except UNREADABLE as error:
             unreadable[name] = one_line(error)
             continue

@@ -13,10 +13,8 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vitas.data.images import first_readable
 from vitas.data.plan import Plan
 from vitas.data.shards import Shards
 from vitas.data.splits import Split
@@ -73,6 +71,13 @@ class Order:
                     key = [self.seed, epoch, reader, begin + place]
                     yield Sample(_round(shuffled, place), key)
 
+    def examples(self, key: list[int]) -> Iterator[Example]:
+        """Those of the sample with this key, fetched once more."""
+        _, epoch, reader, place = key
+        step = epoch * self.per_epoch + place // self.each
+        with ThreadPoolExecutor(1) as pool:
+            return next(islice(self.samples(reader, step, step + 1, pool), place % self.each, None)).examples
+
     def _blocks(self, epoch: int, reader: int, blocks: range) -> Iterator[list[Example]]:
         """Some successive blocks of a reader in an epoch, as they lie in the shards."""
         low, high = (len(self.split.indices) * part // self.readers for part in (reader, reader + 1))
@@ -98,12 +103,12 @@ class Stream(IterableDataset[Any]):
 
     Args:
         order: Of the images.
-        transform: Of each image.
+        image: What a sample's examples and key become, in the worker.
         plan: Of the rank.
     """
 
-    def __init__(self, order: Order, transform: Callable[..., Any], plan: Plan) -> None:
-        self.order, self.transform, self.plan = order, transform, plan
+    def __init__(self, order: Order, image: Callable[[Iterator[Example], list[int]], Any], plan: Plan) -> None:
+        self.order, self.image, self.plan = order, image, plan
 
     @property
     def readers(self) -> range:
@@ -130,10 +135,7 @@ class Stream(IterableDataset[Any]):
                 now = {reader: list(islice(its, each)) for reader, its in samples.items()}
                 for first in range(plan.rank * local, (plan.rank + 1) * local, plan.micro_batch):
                     places = (place for place in range(first, first + plan.micro_batch) if place // each in now)
-                    yield [(place - first, self._image(now[place // each][place % each])) for place in places]
-
-    def _image(self, sample: Sample) -> tuple[torch.Tensor, int, dict[str, str]]:
-        return first_readable(sample.examples, self.transform, sample.key, self.order.split)
+                    yield [(place - first, self.image(*now[place // each][place % each])) for place in places]
 
 
 def _round(block: list[Example], start: int) -> Iterator[Example]:

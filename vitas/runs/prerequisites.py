@@ -7,7 +7,7 @@ import os
 import torch
 
 from vitas.config import UserError, did_you_mean, one_line
-from vitas.data import augment
+from vitas.data import augment, dali
 from vitas.files import expanded
 from vitas.models import registry
 from vitas.recipe import Recipe
@@ -20,7 +20,8 @@ def check(settings: Recipe) -> None:
     """Looks for files and names that a stage will need.
 
     Raises:
-        UserError: A file is missing and no stage before makes it, a name is unknown, timm has no such augmentation.
+        UserError: A file is missing and no stage before makes it, a name is unknown, timm has no such augmentation,
+            or the decoder has not; its package is missing.
     """
     stages, supernet = set(settings.stages), settings.supernet_folder / "model.safetensors"
     elsewhere = settings.supernet.trained_in is not None
@@ -93,6 +94,13 @@ def _check_augmentation(stage: str, training: Training, settings: Recipe) -> Non
     except Exception as error:  # whatever timm runs into: most often an AssertionError
         what = one_line(error) or type(error).__name__
         raise UserError(f"{stage}.augment: timm cannot do it: {what}") from None
+    if settings.data.decoder == "dali":
+        dali.check()
+        for name in ("auto_augment", "color_jitter"):
+            if value := getattr(training.augment, name):
+                raise UserError(
+                    f"{stage}.augment.{name}: {value} needs data.decoder: cpu; dali only crops, flips and erases"
+                )
 
 
 def _find(key: str, name: str) -> Architecture:

@@ -204,6 +204,7 @@ def _train(
         pin_memory=run.accelerator.device.type == "cuda",
         mean=source.mean,
         std=source.std,
+        dali=run.accelerator.device if source.decoder == "dali" else None,
     )
     plan, _ = make_plan(settings, data.size, settings.section, run.accelerator.num_processes)
     if split.streamed and on_step is None:
