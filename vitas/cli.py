@@ -89,7 +89,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "A run on a stream does so by itself, once; with the file beside the shards, none has to.",
     )
     index.add_argument("source", metavar="SHARDS", help="what data.train names: 'shards/train-{0000..1023}.tar'")
-    index.add_argument("-o", "--output", metavar="FILE", help="where it goes (default: index.json beside the shards)")
+    index.add_argument("-o", "--output", metavar="FILE", help="default: vitas_index.json beside the shards")
     index.add_argument("--image_column", metavar="NAME", help="the column of images, if it cannot be told")
     index.add_argument("--label_column", metavar="NAME", help="the column of labels, if it cannot be told")
 

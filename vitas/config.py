@@ -39,6 +39,11 @@ class SourceLost(RankError):
     exit_code = 75  # EX_TEMPFAIL, as of a run that was told to stop
 
 
+def words_of(error: UserError) -> str:
+    """The line of an error; one that comes from a worker process has its traceback before it."""
+    return str(error).strip().rpartition(f"{type(error).__name__}: ")[2]
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys.
 

@@ -73,7 +73,7 @@ class TrainingData:
         """How a stream is read: by how many readers and workers, and what of that is not as the recipe says."""
         order = Order(self.split, plan.batch_size, readers=self.readers, buffer=self.shuffle_buffer, seed=self.seed)
         most = min(self.workers, allowed_cores())
-        workers = Stream(order, self.transform, plan).workers(most)
+        workers = Stream(order, partial(first_readable, transform=self.transform, split=self.split), plan).workers(most)
         words = f"{self.size:,} images in {len(order.counts):,} shards, {order.readers} readers"
         if workers < most:
             words += f"; {workers} workers on each rank, not {most}, which do not share its readers evenly"

@@ -13,7 +13,7 @@ from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vitas.config import UserError, one_line
+from vitas.config import UserError, one_line, words_of
 from vitas.data import keyed
 from vitas.data.augment import preprocessing
 from vitas.data.batches import allowed_cores, outlive_a_stop
@@ -88,8 +88,8 @@ def _decode_all(split: Split, folder: Path, image_size: int, data: Data) -> dict
                 labels += numbers
                 reasons |= unreadable
                 bar.update(len(numbers))
-    except UserError as error:  # a worker's has a traceback before it
-        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+    except UserError as error:
+        raise type(error)(words_of(error)) from None
     finally:
         bar.close()
     if not labels:
@@ -110,14 +110,14 @@ def _save(file: Path, array: np.ndarray) -> None:
 
 
 class _Parts(Dataset[Any]):
-    """A split in parts for decoding, each of 256 rows at most, and of a stream of one shard."""
+    """A split in parts for decoding: of 256 rows, or of a stream of 1,024 of one shard."""
 
     def __init__(self, split: Split, transform: Callable[..., Any]) -> None:
         self.split, self.transform = split, transform
         self.images = len(split.indices)
         shards = range(split.dataset.count) if isinstance(split.dataset, Shards) else ()
-        self.of_shards = [(shard, rows[first : first + 256]) for shard in shards for rows in [split.rows_of(shard)]
-                          for first in range(0, len(rows), 256)]  # fmt: skip
+        self.of_shards = [(shard, rows[first : first + 1024]) for shard in shards for rows in [split.rows_of(shard)]
+                          for first in range(0, len(rows), 1024)]  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.of_shards) if self.split.streamed else -(-self.images // 256)

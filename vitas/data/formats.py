@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 from PIL import Image
 
-from vitas.config import UserError, did_you_mean, one_line
+from vitas.config import SourceLost, UserError, did_you_mean, one_line
 from vitas.data import listing, remote, shards
 from vitas.data.listing import Listed
 from vitas.data.shards import Shards
@@ -185,8 +185,8 @@ def _urls(spec: str, where: str, patience: float | None) -> Opened:
 
 
 def _matches(pattern: str, where: str) -> list[str]:
-    files, path = fsspec.core.url_to_fs(pattern)
     try:
+        files, path = fsspec.core.url_to_fs(pattern)
         found = [files.unstrip_protocol(name) for name in sorted(files.glob(path))]
     except Exception as error:  # the clients of servers raise dozens of kinds
         raise UserError(f"{where}: {one_line(error)}") from None
@@ -202,6 +202,8 @@ def _shards(kind: str, files: Sequence[Path | str], where: str, patience: float 
         return Opened(_load(kind, whole, where), Origin(kind, tuple(names)))
     try:
         return Opened(STREAMED[kind](names, patience), Origin(kind, tuple(names)))
+    except SourceLost:
+        raise
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -223,7 +225,7 @@ def _hub(spec: str, where: str, patience: float | None) -> Opened:
             return Opened(cast(datasets.Dataset, builder.as_dataset(split=split or "train")), origin)
         kind, files = builder.name or "", (builder.config.data_files or {}).get(split or "train")
         if kind not in STREAMED or not files:
-            return Opened(shards.Others(builder.as_streaming_dataset(split=split or "train")), origin)
+            return Opened(shards.Others(builder.as_streaming_dataset(split=split or "train"), patience), origin)
         found = STREAMED[kind](list(map(str, files)), patience)
     except UserError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -16,6 +17,11 @@ STALL = 30.0
 """Seconds without a byte after which an answer is not waited for any more."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds between two tries: the first, then twice as many each time, up to so many."""
+
+TAGS = ("ETag", "etag", "sha256", "LastModified", "last_modified", "mtime", "updated")
+"""What file systems call that which changes with a file."""
+
+_failing_since: float | None = None
 
 T = TypeVar("T")
 
@@ -71,11 +77,30 @@ def size(name: str, patience: float) -> int:
 
 
 def exists(name: str, patience: float) -> bool:
-    """Whether there is such a file; a server that does not answer is asked again."""
+    """Whether there is such a file that is not empty; a server that does not answer is asked again."""
+    if not is_remote(name):
+        return os.path.isfile(name)
 
     def ask() -> bool:
         files, path = _files(name, patience)
-        return files.exists(path)
+        try:  # `exists` of some file systems takes any failure for a no
+            return bool(files.cat_file(path, 0, 1))
+        except FileNotFoundError:
+            return False
+
+    return patiently(name, patience, ask)
+
+
+def stamp(name: str, patience: float) -> list[Any]:
+    """The size of a file, and what else changes with it: its time, or a tag of the server."""
+    if not is_remote(name):
+        found = patiently(name, patience, lambda: os.stat(name))
+        return [found.st_size, found.st_mtime_ns]
+
+    def ask() -> list[Any]:
+        files, path = _files(name, patience)
+        info = files.info(path)
+        return [info["size"], *(str(info[tag]) for tag in TAGS if info.get(tag))]
 
     return patiently(name, patience, ask)
 
@@ -86,14 +111,21 @@ def patiently(name: str, patience: float, work: Callable[[], T]) -> T:
     Raises:
         SourceLost: It failed for `patience` seconds; the line has the name and the last reason.
     """
+    global _failing_since
     began, wait = time.monotonic(), FIRST_WAIT
     while True:
         try:
-            return work()
+            found = work()
+            _failing_since = None
+            return found
         except UserError:
             raise
+        except (ImportError, ValueError) as error:  # a package that is missing, a name that is none: the user's
+            raise UserError(f"{name}: {one_line(error)}") from None
         except Exception as error:  # the clients of servers raise dozens of kinds
-            passed = time.monotonic() - began
+            # One time for all that fail side by side, or one after the other.
+            _failing_since = min(began, _failing_since or began)
+            passed = time.monotonic() - _failing_since
             if passed + wait > patience:
                 what = one_line(error) or type(error).__name__
                 raise SourceLost(f"{name}: not readable, tried for {passed:.0f} s: {what}") from None
@@ -108,7 +140,10 @@ def _files(name: str, patience: float) -> tuple[Any, str]:
         import aiohttp  # comes with fsspec[http]; most runs read no such files
 
         stall = min(STALL, max(1.0, patience / 3))
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)}
+        options["client_kwargs"] = {
+            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall),
+            "headers": {"Accept-Encoding": "identity"},  # a part of a compressed file is of no use
+        }
     return fsspec.core.url_to_fs(name, **options)
 
 

@@ -52,6 +52,8 @@ class Index(NamedTuple):
     """Of each row, as in its shard."""
     places: np.ndarray | None
     """(rows, 2) Of tars: offset and size of each image."""
+    stamp: str = ""
+    """Of the files, as they are now; where that was not looked at, none."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for `from_json`."""
@@ -130,7 +132,10 @@ def naming(name: str) -> Iterator[None]:
     """Gives what a reader of files raises for a damaged one the name of the shard, in one line."""
     try:
         yield
-    except (tarfile.TarError, pa.ArrowException, EOFError) as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, pa.ArrowException, OSError, EOFError, ValueError, LookupError, TypeError,
+            AttributeError) as error:  # fmt: skip
         raise UserError(f"{name}: not readable: {one_line(error) or type(error).__name__}") from None
 
 
@@ -145,7 +150,7 @@ class Parquet(Shards):
         return Scanned([_inside(value, inner) for value in values] if inner else values)
 
     def read(self, shard: int, rows: np.ndarray, places: np.ndarray | None) -> Iterator[Undecoded]:  # noqa: D102
-        with remote.opened(self.name(shard), self.patience) as file:
+        with remote.opened(self.name(shard), self.patience, buffer=4 << 20) as file:
             # With a buffer pages are read one by one: a row group can be large.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20)
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
@@ -158,6 +163,8 @@ class Parquet(Shards):
                 start += len(batch)
                 if len(inside):
                     yield from map(_undecoded, batch.column(0).take(pa.array(inside)).to_pylist())
+                if start > rows[-1]:
+                    return  # the rest of a row group can be large
 
 
 class Tar(Shards):
@@ -196,6 +203,9 @@ class Tar(Shards):
                         decode = WebDataset.DECODERS.get(field.rpartition(".")[2].lower(), bytes)
                         row[field] = decode(content.read())
                     tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - or all are kept in memory
+                file.seek(tar.offset)
+                if file.read(512) != bytes(512):  # tarfile takes a damaged header for the end
+                    raise tarfile.ReadError(f"damaged, or cut short, at byte {tar.offset}")
             if key is not None:
                 yield row
 
@@ -232,8 +242,8 @@ class Others(Shards):
 
     are_files = False
 
-    def __init__(self, dataset: Any) -> None:
-        super().__init__([f"shard {shard}" for shard in range(dataset.num_shards)], dataset.features, 0.0)
+    def __init__(self, dataset: Any, patience: float) -> None:
+        super().__init__([f"shard {shard}" for shard in range(dataset.num_shards)], dataset.features, patience)
         self.dataset = dataset
 
     @property
@@ -247,7 +257,12 @@ class Others(Shards):
     def read(self, shard: int, rows: np.ndarray, places: np.ndarray | None) -> Iterator[Undecoded]:  # noqa: D102
         wanted = set(rows.tolist())
         every = enumerate(islice(self._rows(shard, self.image), int(rows[-1]) + 1))
-        yield from (_undecoded(row[self.image]) for number, row in every if number in wanted)
+        for _, row in ((number, row) for number, row in every if number in wanted):
+            image = _undecoded(row[self.image])
+            path = (image or {}).get("path") or ""
+            if image and image["bytes"] is None and remote.is_remote(path):
+                image = {"bytes": remote.fetch(path, 0, remote.size(path, self.patience), self.patience), "path": path}
+            yield image
 
     def _rows(self, shard: int, column: str) -> Iterator[dict[str, Any]]:
         one = self.dataset.shard(self.count, shard).select_columns([column])
@@ -265,16 +280,22 @@ def parquet(files: list[str], patience: float) -> Parquet:
 
 def tar(files: list[str], patience: float) -> Tar:
     """Tar files as shards; the columns are those of the first rows."""
-    with naming(files[0]):
-        first = list(islice(Tar(files[:1], datasets.Features(), patience).rows(0, set(), set()), 5))
-    if not first:
-        raise UserError(f"{files[0]}: holds no files")
-    schema = pa.concat_tables(map(pa.Table.from_pylist, [[row] for row in first]), promote_options="default").schema
-    features = datasets.Features.from_arrow_schema(schema)
+    found = Tar(files, datasets.Features(), patience)
+    for shard, name in enumerate(files):
+        with naming(name):
+            if first := list(islice(found.rows(shard, set(), set()), 5)):
+                tables = [pa.Table.from_pylist([row]) for row in first]
+                features = datasets.Features.from_arrow_schema(
+                    pa.concat_tables(tables, promote_options="permissive").schema
+                )
+                break
+    else:
+        raise UserError(f"{files[0]}: holds no files, nor do the others")
     for name in features:
         if name.rpartition(".")[2].lower() in WebDataset.IMAGE_EXTENSIONS:
             features[name] = datasets.Image()
-    return Tar(files, features, patience)
+    found.features = features
+    return found
 
 
 def _path(label: str, features: datasets.Features) -> list[str]:

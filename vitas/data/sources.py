@@ -70,12 +70,15 @@ def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Sp
     where, dataset, index = f"{key}: column {label}", found.dataset, None
     if isinstance(dataset, Shards):
         dataset.image, dataset.label = image, label
-        index = indexing.known(dataset, key, **how)
+        index = indexing.known(dataset, key, found.origin.name, **how)
         raws, kind = index.labels, _kind(dataset.features, label)
     else:
         dataset = _chosen(dataset, image, label)
         raws, kind = dataset.data.column("label").to_pylist(), dataset.features["label"]
     column = [None if raw != raw else raw for raw in raws]  # NaN is no label
+    kinds = {type(raw) for raw in column if raw is not None}
+    if not kinds <= {int, float, bool} and kinds != {str}:
+        raise UserError(f"{where}: holds {' and '.join(sorted(kind.__name__ for kind in kinds))}, not class labels")
     counts = Counter(column)
     classes, labels = _classes(data, where, kind, [raw for raw in counts if raw is not None])
     _check_labels(where, column, counts, labels)
@@ -178,7 +181,8 @@ def _classes(data: Data, where: str, kind: Any, raw: Sequence[Any]) -> tuple[tup
     given = data.classes if isinstance(data.classes, list) else None
     texts = getattr(kind, "dtype", "") in ("string", "large_string")
     if isinstance(kind, datasets.ClassLabel):
-        named = dict(enumerate(kind.names))
+        as_texts = any(isinstance(value, str) for value in raw)
+        named = {name: name for name in kind.names} if as_texts else dict(enumerate(kind.names))
     elif data.classes and not texts:
         named = dict(enumerate(given or map(str, range(data.num_classes or 0))))
     elif given:

@@ -138,7 +138,9 @@ class Split:
         with naming(f"{self.unreadable.source}: {name}"):
             images = self.dataset.read(shard, rows, places)
             for row, image in zip(rows.tolist(), images, strict=True):
-                yield (image or {}).get("path") or f"{name} image {row}", image, int(self.numbers[start + row])
+                path = (image or {}).get("path")
+                told = f"{name} image {row}{f' ({path})' if path else ''}"
+                yield told, image, int(self.numbers[start + row])
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -156,7 +158,7 @@ class Split:
         }
         if self.index is not None and self.numbers is not None:
             places = b"" if self.index.places is None else self.index.places.tobytes()
-            key["shards"] = _digest([self.index.counts.tobytes(), places])
+            key["shards"] = _digest([self.index.counts.tobytes(), places, self.index.stamp])
             key["labels"] = _digest([self.numbers[self.indices].tobytes()])
         dataset = self.origin.images if self.index is not None else self.dataset
         if isinstance(dataset, datasets.Dataset):

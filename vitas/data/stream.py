@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +69,9 @@ class Order:
                 begin = number * self.block
                 for place in range(max(first - begin, 0), min(last - begin, len(shuffled))):
                     key = [self.seed, epoch, reader, begin + place]
-                    yield Sample(_round(shuffled, place), key)
+                    low, high = self._part(reader)
+                    stand_ins = self._between(epoch, low, high)  # hardly ever asked for
+                    yield Sample(chain(_round(shuffled, place), stand_ins), key)
 
     def examples(self, key: list[int]) -> Iterator[Example]:
         """Those of the sample with this key, fetched once more."""
@@ -80,11 +82,16 @@ class Order:
 
     def _blocks(self, epoch: int, reader: int, blocks: range) -> Iterator[list[Example]]:
         """Some successive blocks of a reader in an epoch, as they lie in the shards."""
-        low, high = (len(self.split.indices) * part // self.readers for part in (reader, reader + 1))
+        low, high = self._part(reader)
         begin, end = low + blocks.start * self.block, min(low + blocks.stop * self.block, high)
         examples = self._between(epoch, begin, end)
         for _, block in groupby(range(begin, end), lambda place: (place - low) // self.block):
             yield [next(examples) for _ in block]
+
+    def _part(self, reader: int) -> tuple[int, int]:
+        """First and one past the last place of a reader in an epoch's order of shards."""
+        low, high = (len(self.split.indices) * part // self.readers for part in (reader, reader + 1))
+        return low, high
 
     def _between(self, epoch: int, begin: int, end: int) -> Iterator[Example]:
         """The images at the places [begin, end) of an epoch's order of shards."""
@@ -128,7 +135,8 @@ class Stream(IterableDataset[Any]):
         plan, each = self.plan, self.order.each
         local = plan.batch_size // plan.world
         mine = self.readers[number::workers]
-        with ThreadPoolExecutor(FETCHERS) as pool:
+        pool = ThreadPoolExecutor(FETCHERS)
+        try:
             samples = {reader: self.order.samples(reader, plan.start, plan.stop, pool) for reader in mine}
             for _ in range(plan.start, plan.stop):
                 # All of a reader, also where another rank takes some of them.
@@ -136,6 +144,8 @@ class Stream(IterableDataset[Any]):
                 for first in range(plan.rank * local, (plan.rank + 1) * local, plan.micro_batch):
                     places = (place for place in range(first, first + plan.micro_batch) if place // each in now)
                     yield [(place - first, self.image(*now[place // each][place % each])) for place in places]
+        finally:  # what is still being fetched is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _round(block: list[Example], start: int) -> Iterator[Example]:

@@ -31,6 +31,9 @@ HOW = {
 stands beside them in full."""
 
 
+HOW_READ = {"workers", "test", "holdout", "examples", "patience", "max_unreadable"}
+"""Settings of the data that do not decide what a training sees; the hold-out is told where it matters."""
+
 TRAININGS = (SupernetTraining.section, Retraining.section)
 """The sections that `HOW` is about."""
 
@@ -90,7 +93,7 @@ def _defaults(made_with: dict[str, Any]) -> dict[str, Any]:
 
 def _decides(key: str) -> bool:
     section, _, setting = key.rpartition(".")
-    return section not in TRAININGS or setting not in HOW
+    return setting not in (HOW if section in TRAININGS else HOW_READ if section == "data" else ())
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -27,9 +27,6 @@ from vitas.runs import claims
 from vitas.sections import MAY_CHANGE
 from vitas.train.stop import StopRequest
 
-HOW_READ = {"workers", "test", "holdout", "examples", "patience", "max_unreadable"}
-"""Settings of the data that do not decide what a training sees; the hold-out is told where it matters."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -98,7 +95,7 @@ class Run:
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """What decides the outcome of a stage: its sections, images, classes. Where and how fast it runs does not."""
-        images = self.recipe.data.model_dump(mode="json", exclude=HOW_READ)
+        images = self.recipe.data.model_dump(mode="json", exclude=claims.HOW_READ)
         chosen = {name: getattr(self.recipe, name).model_dump(mode="json", exclude=claims.HOW) for name in sections}
         return {"seed": self.recipe.seed, "data": images, "classes": self._classes, **chosen}
 

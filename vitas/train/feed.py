@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from timm.data import Mixup
 from torch import Tensor
 
-from vitas.config import RankError, SourceLost, UserError
+from vitas.config import RankError, SourceLost, UserError, words_of
 from vitas.data.batches import Batch, TrainingData
 from vitas.data.device import Normaliser
 from vitas.report.terminal import say
@@ -45,15 +45,16 @@ class Feed:
             RankError: The images of this rank are not what the recipe says; or even the first cannot be had.
         """
         try:
-            batch = self.last = next(batches)
+            batch = self.last if self.lost and self.last else next(batches)
+            self.last = batch
             self.data.unreadable.add(batch.unreadable)
         except SourceLost as error:
-            self.lost = _words(error)
+            self.lost = words_of(error)
             if self.last is None:
                 raise SourceLost(self.lost) from None
             batch = self.last
         except UserError as error:
-            raise RankError(_words(error)) from None
+            raise RankError(words_of(error)) from None
         device = self.accelerator.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
         images = self.normalise(images)
@@ -72,11 +73,6 @@ class Feed:
             self.data.unreadable.add(reasons)
         if self.accelerator.is_main_process:
             self.data.unreadable.tell(say)
-
-
-def _words(error: UserError) -> str:
-    """The line of an error; a worker's has a traceback before it."""
-    return str(error).strip().rpartition(f"{type(error).__name__}: ")[2]
 
 
 def draw(*key: int) -> int:

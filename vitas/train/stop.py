@@ -46,6 +46,11 @@ class StopRequest:
         """The exit code of a process that was asked to stop, and has."""
         return EXIT_STOPPED if self.interrupted is None else EXIT_INTERRUPTED
 
+    def ask_for_another_start(self) -> None:
+        """Leaves the file that stops a run, as whoever started it then starts it again (see launch/slurm)."""
+        if self.file:
+            self.file.touch()
+
     def leave(self) -> None:
         """Ends the process, and says on the main rank what becomes of the work."""
         _say(self.words)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from vitas.config import UserError
+from vitas.config import SourceLost, UserError
 from vitas.data.batches import Batch, TrainingData
 from vitas.data.plan import make_plan
 from vitas.models.saved import save_weights
@@ -209,6 +209,9 @@ class Trainer:
         if step > self.last.step:
             self._save(step)
         self.writer.wait()
+        if self.on_step:  # alone: the other ranks do not know
+            raise SourceLost(why)
+        self.stop.ask_for_another_start()
         self.stop.words = f"{why}; {self.stage}: saved after step {step}; the same command goes on"
         self.stop.leave()
 
