@@ -347,7 +347,7 @@ def test_a_tar_that_ends_early_or_is_damaged_inside_is_one_line(tmp_path, cut):
     [
         ([("png", b"x", "cls", b"one")], "not readable: invalid literal for int"),
         ([("png", b"x", "json", b"{")], "not readable: "),
-        ([("png", b"x", "json", b'{"label": 1}'), ("png", b"x", "json", b'{"label": "a"}')], "not readable: |int and str"),
+        ([("png", b"x", "json", b'{"label": 1}'), ("png", b"x", "json", b'{"label": "a"}')], "not readable: |int and"),
         ([], "holds no files, nor do the others"),
     ],
     ids=["text as a number", "broken JSON", "two kinds of labels", "nothing"],
