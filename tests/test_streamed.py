@@ -40,7 +40,10 @@ def one_process(shards, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3", "accumulation", "workers", "four_ranks"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "accumulation", "four_ranks")]
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero3", "workers", *SLOW])
 def test_every_backend_trains_the_weights_of_one_process_on_a_stream(one_process, shards, tmp_path, backend):
     others = {"workers": (config("ddp"), ["data.workers=2"]), "four_ranks": (config("ddp", 4), [])}
     options, changes = (BACKENDS | others)[backend]
@@ -50,7 +53,7 @@ def test_every_backend_trains_the_weights_of_one_process_on_a_stream(one_process
         assert_same_weights(tmp_path, one_process, stage, tolerance=5e-5)
 
 
-@pytest.mark.parametrize("backend", ["ddp", "zero3"])
+@pytest.mark.parametrize("backend", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_a_server_that_fails_ends_the_run_with_one_line_and_nothing_is_lost(one_process, shards, tmp_path, backend):
     server = Server(shards)
     source = f"data.train={server.url}/{{0..{SHARDS - 1}}}.tar"
