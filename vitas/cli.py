@@ -64,6 +64,13 @@ def _parse(words: list[str]) -> argparse.Namespace:
     check.add_argument(
         "--mixed_precision", choices=["no", "bf16", "fp16"], help="precision (default: no, or the config file's)"
     )
+    check.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE.png",
+        help="draw the first images of the training there; tells how fast they are read",
+    )
+    check.add_argument("--images", metavar="N", type=int, help="how many are drawn (16)")
     check.add_argument("--schema", action="store_true", help="print the JSON Schema of recipe files, for editors")
 
     rank = command("rank", _rank, "find out whether a supernet ranks architectures as training each of them alone does")
@@ -200,11 +207,20 @@ def _check(options: argparse.Namespace) -> None:
         return
     if options.recipe is None:
         raise UserError("check: which recipe? vitas check RECIPE, or vitas check --schema")
+    if options.images is not None and options.output is None:
+        raise UserError("--images: where to? Add -o FILE.png")
     settings = recipe.load(options.recipe, options.overrides)
-    from vitas.runs import check
+    from vitas.runs import check, pictures
 
     backend = check.backend(options.config_file, options.ranks, options.mixed_precision)
-    _print(check.facts(settings, backend), options.json)
+    images = 16 if options.images is None else options.images
+    file = options.output and expanded(options.output)
+    if file:
+        pictures.check(settings, file, images)
+    facts = check.facts(settings, backend)
+    if file:
+        facts |= pictures.facts(settings, backend.ranks, file, images)
+    _print(facts, options.json)
 
 
 def _recipes(options: argparse.Namespace) -> None:
