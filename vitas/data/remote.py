@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
+from fsspec import asyn
 
 from vitas.config import SourceLost, UserError, one_line
 
@@ -22,6 +23,10 @@ TAGS = ("ETag", "etag", "sha256", "LastModified", "last_modified", "mtime", "upd
 """What file systems call that which changes with a file."""
 
 _failing_since: float | None = None
+
+# A loader's worker must not wait for a thread that only its parent has; newer versions see to it themselves.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=asyn.reset_lock)
 
 T = TypeVar("T")
 
