@@ -1,5 +1,6 @@
 """The fast way from a file to a crop gives what Pillow and timm give."""
 
+import io
 import pickle
 import random
 
@@ -67,7 +68,9 @@ def test_pixels_are_those_of_pillow_and_plain_jpegs_do_without_it(name, from_fil
     whole = images._seen
     monkeypatch.setattr(images, "_seen", lambda opened: seen.append(opened) or whole(opened))
     pixels = images.pixels(image if from_file else {"bytes": content, "path": None})
-    assert len(seen) == (name in OTHERS)
+    with Image.open(io.BytesIO(content)) as opened:  # of XMP older versions of Pillow do not see that it turns
+        needs_pillow = name in OTHERS and (name != "turned by XMP" or opened.getexif().get(0x0112, 1) != 1)
+    assert len(seen) == needs_pillow
     assert torch.equal(pixels, by_pillow(content))
 
 

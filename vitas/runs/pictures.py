@@ -22,7 +22,7 @@ from vitas.data.plan import make_plan
 from vitas.files import read_lines
 from vitas.models import registry
 from vitas.recipe import Recipe
-from vitas.report import grid, tracking
+from vitas.report import tracking
 from vitas.runs.found import choices, search_needed
 from vitas.sections import Data, Training
 from vitas.train.alone import one_thread
@@ -85,6 +85,8 @@ def facts(settings: Recipe, ranks: int, file: Path, images: int) -> dict[str, An
     captions = [split.classes[label] for batch in after for label in batch.labels.tolist()][:images]
     mixed = [f"{name} {alpha:g}" for name in ("mixup", "cutmix") if (alpha := getattr(training.augment, name))]
     title = f"{settings.name}: what {stage} sees first" + (f", before {' and '.join(mixed)}" if mixed else "")
+    from vitas.report import grid  # matplotlib takes most of a second
+
     grid.draw(file, _rows(before, data)[:images], _rows(after, data)[:images], captions, title)
     return {"pictures": f"{file}: {len(captions)} images of {stage}"} | _speeds(settings, stage, rate, plan.stop, ranks)
 
