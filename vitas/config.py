@@ -13,6 +13,9 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+EXIT_STOPPED = 75
+"""Exit code of a run that has saved, and wants to be started again (EX_TEMPFAIL)."""
+
 
 class UserError(ValueError):
     """A mistake in the user's input. The message is one line."""
@@ -36,7 +39,7 @@ class RankLost(RankError):
 class SourceLost(RankError):
     """Images cannot be read for the moment, such as from a server that does not answer: worth another start later."""
 
-    exit_code = 75  # EX_TEMPFAIL, as of a run that was told to stop
+    exit_code = EXIT_STOPPED
 
 
 def words_of(error: UserError) -> str:

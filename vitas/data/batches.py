@@ -73,7 +73,7 @@ class TrainingData:
         """How a stream is read: by how many readers and workers, and what of that is not as the recipe says."""
         order = Order(self.split, plan.batch_size, readers=self.readers, buffer=self.shuffle_buffer, seed=self.seed)
         most = min(self.workers, allowed_cores())
-        workers = Stream(order, partial(first_readable, transform=self.transform, split=self.split), plan).workers(most)
+        workers = order.workers(plan, most)
         words = f"{self.size:,} images in {len(order.counts):,} shards, {order.readers} readers"
         if workers < most:
             words += f"; {workers} workers on each rank, not {most}, which do not share its readers evenly"
@@ -107,10 +107,9 @@ def loader(split: Split, transform: Callable[..., Any], plan: Plan, *, seed: int
     options: dict[str, Any] = {"worker_init_fn": outlive_a_stop}
     if split.streamed:
         source = Order(split, plan.batch_size, readers=readers, buffer=shuffle_buffer, seed=seed)
-        stream = Stream(source, image, plan)
-        workers = stream.workers(most)
+        workers = source.workers(plan, most)
         options |= {"num_workers": workers, "collate_fn": partial(_part, collate)}
-        parts = DataLoader(stream, batch_size=None, **options)
+        parts = DataLoader(Stream(source, image, plan), batch_size=None, **options)
         batches: Any = starmap(joined, _merged(parts, max(1, workers), plan.micro_batch))
     else:
         source = _Rows(split, image, seed)

@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import feather
 
 from vitas.config import UserError
-from vitas.files import expanded
+from vitas.files import expanded, write_atomically
 
 FILE_NAMES = ("image", "file", "filename", "file_name", "path", "filepath", "image_path", "img")
 
@@ -84,10 +84,9 @@ class Listed:
             table = dataset.data.table.replace_schema_metadata(
                 {**(dataset.data.table.schema.metadata or {}), b"listed": json.dumps([str(root), seen, loose]).encode()}
             )
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            feather.write_feather(table, str(part), compression="uncompressed")
-            part.replace(self.file)
+            sink = pa.BufferOutputStream()
+            feather.write_feather(table, sink, compression="uncompressed")
+            write_atomically(self.file, sink.getvalue().to_pybytes())
         return dataset, loose
 
     def _kept(self, root: str) -> tuple[datasets.Dataset, dict[str, str]] | None:

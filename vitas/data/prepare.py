@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from vitas.config import UserError, one_line
 from vitas.data.batches import allowed_cores, outlive_a_stop
 from vitas.data.images import UNREADABLE, decode
 from vitas.data.splits import Split
-from vitas.files import make_folder, sync, write_atomically
+from vitas.files import make_folder, write_atomically
 from vitas.report.terminal import progress
 
 FORMAT = 1
@@ -99,13 +98,9 @@ class _Shards(Dataset[Any]):
                 reasons[name] = re.sub(r" at 0x[0-9a-f]+", "", one_line(error))
         schema = self.features.arrow_schema
         schema = schema.with_metadata({**schema.metadata, LEFT_OUT: json.dumps(reasons).encode()})
-        file = self.files[shard]
-        with (part := file.with_suffix(".part")).open("wb") as out:
-            pq.write_table(pa.Table.from_pylist(rows, schema), out, row_group_size=ROWS)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-        sync(file.parent)
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema), sink, row_group_size=ROWS)
+        write_atomically(self.files[shard], sink.getvalue().to_pybytes())
         return self.size(shard)
 
     def _shrunk(self, image: dict[str, Any]) -> bytes:

@@ -70,15 +70,10 @@ def fetch(name: str, start: int, stop: int, patience: float) -> bytes:
 
 def size(name: str, patience: float) -> int:
     """The size of a file, in bytes."""
-
-    def ask() -> int:
-        files, path = _files(name, patience)
-        found = files.info(path)["size"]
-        if found is None:
-            raise UserError(f"{name}: its server does not say its size, and so cannot be read from any place")
-        return found
-
-    return patiently(name, patience, ask)
+    found = stamp(name, patience)[0]
+    if found is None:
+        raise UserError(f"{name}: its server does not say its size, and so cannot be read from any place")
+    return found
 
 
 def exists(name: str, patience: float) -> bool:

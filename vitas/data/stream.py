@@ -57,8 +57,20 @@ class Order:
         """Steps."""
         self.block = max(1, buffer // self.readers)
 
+    def of_rank(self, plan: Plan) -> range:
+        """The readers of a rank; two ranks may share one, if they do not divide them."""
+        local = plan.batch_size // plan.world
+        first = plan.rank * local
+        return range(first // self.each, -(-(first + local) // self.each))
+
+    def workers(self, plan: Plan, most: int) -> int:
+        """How many workers of a rank are of use: so many that each has as many readers."""
+        readers = len(self.of_rank(plan))
+        return max((count for count in range(1, most + 1) if readers % count == 0), default=0)
+
     def samples(self, reader: int, start: int, stop: int, pool: Executor) -> Iterator[Sample]:
         """The images of one reader, from step `start` to step `stop`, fetched ahead in `pool`."""
+        low, high = self._part(reader)
         for epoch in range(start // self.per_epoch, -(-stop // self.per_epoch)):
             first, last = (min(max(step - epoch * self.per_epoch, 0), self.per_epoch) * self.each
                            for step in (start, stop))  # fmt: skip
@@ -69,7 +81,6 @@ class Order:
                 begin = number * self.block
                 for place in range(max(first - begin, 0), min(last - begin, len(shuffled))):
                     key = [self.seed, epoch, reader, begin + place]
-                    low, high = self._part(reader)
                     stand_ins = self._between(epoch, low, high)  # hardly ever asked for
                     yield Sample(chain(_round(shuffled, place), stand_ins), key)
 
@@ -117,24 +128,13 @@ class Stream(IterableDataset[Any]):
     def __init__(self, order: Order, image: Callable[[Iterator[Example], list[int]], Any], plan: Plan) -> None:
         self.order, self.image, self.plan = order, image, plan
 
-    @property
-    def readers(self) -> range:
-        """The readers of this rank; two ranks may share one, if they do not divide them."""
-        local = self.plan.batch_size // self.plan.world
-        first = self.plan.rank * local
-        return range(first // self.order.each, -(-(first + local) // self.order.each))
-
-    def workers(self, most: int) -> int:
-        """How many workers are of use: so many that each has as many readers."""
-        return max((count for count in range(1, most + 1) if len(self.readers) % count == 0), default=0)
-
     def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
         """For each micro-batch the images that are this worker's, each with its place in it."""
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         plan, each = self.plan, self.order.each
         local = plan.batch_size // plan.world
-        mine = self.readers[number::workers]
+        mine = self.order.of_rank(plan)[number::workers]
         pool = ThreadPoolExecutor(FETCHERS)
         try:
             samples = {reader: self.order.samples(reader, plan.start, plan.stop, pool) for reader in mine}

@@ -8,10 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from vitas.config import EXIT_STOPPED
 from vitas.files import expanded
 
-EXIT_STOPPED = 75
-"""Exit code of a run that was told to stop, has saved, and wants to be started again (EX_TEMPFAIL)."""
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 STOP_FILE = "VITAS_STOP_FILE"
