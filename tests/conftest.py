@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ SHORT = [
     "evolve.finalists=0", "evolve.objectives=[top1]", "space.identity=free",
 ]  # fmt: skip
 """Overrides that make the quickstart a matter of seconds."""
+
+
+def first_of(cases: Iterable, count: int) -> list:
+    """The cases of a test, of which the first `count` are run by default and the others are slow."""
+    return [case if at < count else pytest.param(case, marks=pytest.mark.slow) for at, case in enumerate(cases)]
 
 
 def _share_of_cores() -> set[int]:

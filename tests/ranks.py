@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -54,8 +55,12 @@ class Ranks:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Returns when `condition` holds. It may look at files that other processes remove under it."""
     end = time.monotonic() + seconds
-    while not condition():
+    while True:
+        with suppress(FileNotFoundError):
+            if condition():
+                return
         assert time.monotonic() < end
         time.sleep(0.002)
 
@@ -113,4 +118,8 @@ def _run(work: Callable, arguments: tuple, environment: dict[str, str], cwd: Pat
     with log.open("a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    sys.exit(work(*arguments))
+    try:
+        code = work(*arguments)
+    except SystemExit as told:
+        code = told.code  # and its frames go, with the loaders in them, as they do at the end of a program
+    sys.exit(code)

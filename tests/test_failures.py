@@ -74,6 +74,7 @@ def newest(supernet: Path) -> int:
     return max((int(path.name.removeprefix("step_")) for path in supernet.glob("step_*")), default=0)
 
 
+@pytest.mark.slow
 def test_a_dead_rank_ends_the_launched_job_within_a_minute(tmp_path):
     short = [*SUPERNET, "supernet.epochs=3"]
     command = [str(Path(sys.executable).with_name("accelerate")), "launch", *ZERO2, str(QUICKSTART), *short]

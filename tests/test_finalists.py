@@ -207,6 +207,7 @@ def test_finalists_can_be_asked_for_later_and_an_earlier_search_is_left_alone(wh
 
 
 @pytest.mark.launch
+@pytest.mark.slow
 def test_each_budget_has_a_tournament_and_each_winner_a_fair_opponent(copy, monkeypatch, capsys):
     budgets = ["budget.macs=null", "budgets.small.macs=[0.4e6,0.7e6]", "budgets.base.macs=[0.8e6,1.2e6]"]
     short = ["retrain.epochs=0.5", "retrain.warmup_epochs=0", "evolve.finalists=2", *budgets]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICKSTART, SHORT, launch
+from conftest import QUICKSTART, SHORT, first_of, launch
 from safetensors.torch import load_file
 from test_data import folder_of_jpegs
 
@@ -75,7 +75,7 @@ def lines_of(run: Path, stage: str) -> int:
     return sum(line["stage"] == stage for line in read_lines(run / "metrics.jsonl"))
 
 
-@pytest.mark.parametrize("stage", ["supernet", "evolve", "retrain"])
+@pytest.mark.parametrize("stage", first_of(["supernet", "evolve", "retrain"], 1))
 def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path, stage):
     run = tmp_path / "runs" / "quickstart"
     kills = random.Random(stage)
@@ -95,13 +95,13 @@ def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path, stage):
         assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("everybody", [False, True], ids=["USR1 to the rank", "TERM to all, as scancel does"])
+@pytest.mark.parametrize("everybody", first_of([True, False], 1), ids=["TERM to all", "USR1 to the rank"])
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(whole, tmp_path, everybody):
     process = start(tmp_path)
     run = tmp_path / "runs" / "quickstart"
     while lines_of(run, "supernet") < 1 and process.poll() is None:
         time.sleep(0.02)
-    if everybody:  # the rank's data workers too
+    if everybody:  # as scancel does: the rank's data workers too
         os.killpg(process.pid, signal.SIGTERM)
     else:
         process.send_signal(signal.SIGUSR1)
@@ -130,6 +130,7 @@ def test_a_folder_of_jpegs_is_trained_on_and_its_damaged_image_told_once(tmp_pat
     assert "on 60 test images" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_stream_gives_the_accuracy_of_the_same_images_loaded_whole(whole, tmp_path):
     from vitas.data import sources
     from vitas.sections import Data
@@ -154,6 +155,7 @@ def test_a_stream_gives_the_accuracy_of_the_same_images_loaded_whole(whole, tmp_
     assert abs(accuracy["whole"] - accuracy["stream"]) < 3
 
 
+@pytest.mark.slow
 def test_other_test_images_under_the_same_name_give_their_own_accuracy(whole, tmp_path):
     run = tmp_path / "runs" / "quickstart"
     shutil.copytree(whole, run)

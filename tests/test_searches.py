@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from conftest import QUICKSTART, SHORT
+from conftest import QUICKSTART, SHORT, first_of
 from ranks import Ranks, config, train
 from ranks import recipe as run_recipe
 from test_launch import scored
@@ -105,7 +105,7 @@ def test_any_number_of_ranks_finds_the_same(copy, tmp_path):
         assert len(working) == ranks
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", first_of([3, 20], 1))
 def test_a_search_that_is_killed_again_and_again_scores_nothing_twice(copy, tmp_path, kills):
     """Of two ranks first one is killed and then the other; the last start ends as a search that was never killed."""
     run(copy.parent, "stages=[evolve]", "evolve.generations=8")
@@ -131,6 +131,7 @@ def test_a_search_that_is_killed_again_and_again_scores_nothing_twice(copy, tmp_
     assert len(expected[1]) == len(set(expected[1]))
 
 
+@pytest.mark.slow
 def test_several_budgets_have_one_front_and_a_best_each_that_are_retrained_side_by_side(copy, capsys):
     two = ["budget.macs=null", "budgets.small.macs=[0.4e6,0.6e6]", "budgets.base.macs=[0.8e6,1.2e6]"]
     run(copy.parent, *two, "stages=[evolve]")
@@ -188,6 +189,7 @@ def test_a_supernet_from_elsewhere_must_be_of_the_same_space_and_images(copy):
         run(copy.parent, "name=third", "stages=[evolve]", there)
 
 
+@pytest.mark.slow
 def test_flops_params_and_latency_at_once_hold_when_measured_again(copy, quickstart):
     image = quickstart.space.image_size
     middle = VisionTransformer(quickstart.space.corner(-1, 8), 10)

@@ -363,6 +363,7 @@ def test_odd_tars_are_one_line(tmp_path, rows, message):
         opened(tmp_path / "0.tar", classes=None)
 
 
+@pytest.mark.slow
 def test_memory_and_open_files_stay_as_they_are_over_100_000_images(tmp_path):
     written(tmp_path, "parquet")
     split, me = opened(tmp_path), psutil.Process()

@@ -5,6 +5,7 @@ import tarfile
 
 import pytest
 import ranks
+from conftest import first_of
 from ranks import config
 from test_backends import BACKENDS, STEPS, assert_same_weights, losses, train
 from test_stream import Server
@@ -40,10 +41,7 @@ def one_process(shards, tmp_path_factory):
     return folder
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "accumulation", "four_ranks")]
-
-
-@pytest.mark.parametrize("backend", ["ddp", "zero3", "workers", *SLOW])
+@pytest.mark.parametrize("backend", first_of(["zero3", "workers", "ddp", "zero2", "accumulation", "four_ranks"], 2))
 def test_every_backend_trains_the_weights_of_one_process_on_a_stream(one_process, shards, tmp_path, backend):
     others = {"workers": (config("ddp"), ["data.workers=2"]), "four_ranks": (config("ddp", 4), [])}
     options, changes = (BACKENDS | others)[backend]
@@ -53,7 +51,7 @@ def test_every_backend_trains_the_weights_of_one_process_on_a_stream(one_process
         assert_same_weights(tmp_path, one_process, stage, tolerance=5e-5)
 
 
-@pytest.mark.parametrize("backend", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", first_of(["ddp", "zero3"], 1))
 def test_a_server_that_fails_ends_the_run_with_one_line_and_nothing_is_lost(one_process, shards, tmp_path, backend):
     server = Server(shards)
     source = f"data.train={server.url}/{{0..{SHARDS - 1}}}.tar"

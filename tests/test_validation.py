@@ -12,7 +12,7 @@ import ranks
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from conftest import QUICKSTART, small_space
+from conftest import QUICKSTART, first_of, small_space
 from ranks import Ranks, config, wait_for
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -236,7 +236,7 @@ def one_process(tmp_path_factory) -> Path:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", first_of(BACKENDS, 3))
 def test_validation_changes_no_weight_and_its_figures_are_those_of_one_process(one_process, tmp_path, backend):
     with_it, without = tmp_path / "with", tmp_path / "without"
     for folder, changes in ((with_it, ON), (without, [])):
@@ -300,7 +300,7 @@ def test_a_training_that_stops_where_a_validation_is_due_makes_up_for_it(every_s
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("backend", ["one", "zero3"])
+@pytest.mark.parametrize("backend", first_of(["one", "zero3"], 1))
 def test_a_killed_training_keeps_the_best_and_neither_loses_nor_repeats_figures(every_step, tmp_path, backend):
     reference = every_step
     if backend != "one":  # to the last bit a backend is only like itself
