@@ -1,6 +1,7 @@
 """What goes wrong in the middle of a training: killed ranks, full disks, losses not finite, too little memory."""
 
 import contextlib
+import json
 import math
 import os
 import random
@@ -72,6 +73,23 @@ def test_a_rank_killed_at_any_moment_leaves_a_run_that_goes_on_to_the_same_weigh
 
 def newest(supernet: Path) -> int:
     return max((int(path.name.removeprefix("step_")) for path in supernet.glob("step_*")), default=0)
+
+
+def test_too_many_unreadable_images_over_all_ranks_end_the_run_at_that_step(tmp_path):
+    """Two ranks find one each at three steps, and there may be four."""
+    work = partial(toy_training, str(tmp_path), {}, [], 0)
+    ranks = Ranks(work, (1, 4, 7), options=DDP, cwd=tmp_path)
+    assert ranks.wait() == [2, 2]
+    told = [line for line in ranks.text().splitlines() if "could not be read" in line]
+    file = tmp_path / "unreadable.json"
+    assert told == [
+        f"toy: 2 image(s) could not be read and were left out; image 1 of rank 0: damaged (all in {file})",
+        f"vitas: toy: 6 image(s) could not be read, more than data.max_unreadable allows, all named in {file}; "
+        "image 1 of rank 0: damaged",
+    ]
+    assert sorted(json.loads(file.read_text())["content"]) == [
+        f"image {step} of rank {rank}" for step in (1, 4, 7) for rank in (0, 1)
+    ]
 
 
 @pytest.mark.slow

@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICKSTART, SHORT, first_of, launch
 from safetensors.torch import load_file
 from test_data import folder_of_jpegs
 
+from vitas.cli import main
 from vitas.files import read_lines
 
 pytestmark = pytest.mark.launch
@@ -146,13 +148,18 @@ def test_a_stream_gives_the_accuracy_of_the_same_images_loaded_whole(whole, tmp_
     files = [f"data.train={tmp_path}/train", f"data.test={tmp_path}/test", "data.streaming=true"]
     launch(QUICKSTART, *SHORT, *files, "stages=[evaluate]", cwd=tmp_path)
     assert outcome_of_evaluation(run) == outcome_of_evaluation(whole)
-    # Trained on the stream: as good, for the order alone is another.
+    # Trained on the stream: as good as seeds differ by, for the order alone is another.
     long = ["stages=[retrain,evaluate]", "retrain.epochs=15", f"retrain.architecture={whole}/evolution/best.yaml"]
-    for name, source in (("whole", []), ("stream", files)):
-        launch(QUICKSTART, *long, *source, f"name={name}", cwd=tmp_path)
-    accuracy = {name: outcome_of_evaluation(tmp_path / "runs" / name)["found"]["top1"] for name in ("whole", "stream")}
-    assert accuracy["whole"] > 90
-    assert abs(accuracy["whole"] - accuracy["stream"]) < 3
+    long += ["data.workers=0", f"output={run.parent}"]
+    top1 = np.empty((2, 3))
+    for row, source in enumerate(([], files)):
+        for seed in range(3):
+            name = f"{row}-{seed}"
+            assert main(["run", str(QUICKSTART), *long, *source, f"name={name}", f"seed={seed}"]) == 0
+            top1[row, seed] = next(iter(outcome_of_evaluation(run.parent / name).values()))["top1"]
+    print(top1.round(2))
+    assert top1[0].min() > 90
+    assert abs(np.subtract(*top1.mean(1))) <= np.ptp(top1, axis=1).max()
 
 
 @pytest.mark.slow

@@ -46,7 +46,9 @@ def drawn(monkeypatch, *overrides: str, images: int, ranks: int = 1) -> tuple[np
     monkeypatch.setattr(
         grid, "draw", lambda file, before, after, captions, title: found.append((before, after, captions))
     )
-    facts = pictures.facts(recipe.load(QUICKSTART, overrides), ranks, recipe.Path("x.png"), images)
+    settings = recipe.load(QUICKSTART, overrides)
+    train, _ = sources.open_splits(settings.data)
+    facts = pictures.facts(settings, train, ranks, recipe.Path("x.png"), images)
     return *found[0], facts
 
 

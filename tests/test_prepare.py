@@ -96,6 +96,19 @@ def test_a_killed_call_goes_on_to_the_same_bytes_whatever_the_workers(large, pre
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_full_disk_is_one_line_and_the_next_call_goes_on(large, prepared, tmp_path):
+    full = tmp_path / "train-00003-of-00007.parquet.part"
+    full.symlink_to("/dev/full")
+    done = prepare(large, "-o", tmp_path, "--shards", 7, "--workers", 2, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("of-00007.parquet: No space left on device; the same command goes on")
+    assert "Traceback" not in done.stderr
+    full.unlink()
+    prepare(large, "-o", tmp_path, "--shards", 7)
+    for file in sorted(prepared.glob("*.parquet")):
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes()
+
+
 def test_what_is_wrong_is_one_line(large, prepared, tmp_path):
     for words, message in (
         ((large, "-o", prepared, "--short", 200, "--shards", 7), "which was not made by this command"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICKSTART, ROOT, SHORT
+from test_stream import Server
+from test_streamed import SHARDS, STREAM, write_digits
 
 from vitas.cli import main
 from vitas.files import read_lines
@@ -53,6 +55,24 @@ def test_a_job_on_two_nodes_is_told_to_stop_queues_again_and_finishes(slurm, tmp
     assert "supernet: goes on from step" in text
     scored = [file for file in run.glob("supernet/scores/*/*.jsonl") if read_lines(file)]
     assert len(scored) == 2  # one from each node
+
+
+def test_a_job_whose_images_do_not_answer_queues_again_and_goes_on(slurm, tmp_path):
+    (tmp_path / "shards").mkdir()
+    server = Server(write_digits(tmp_path / "shards"))
+    source = [*STREAM, f"data.train={server.url}/{{0..{SHARDS - 1}}}.tar", "data.patience=3"]
+    job = submit(slurm, tmp_path, "stages=[supernet]", "supernet.epochs=12", *source)
+    log, run = tmp_path / f"vitas-{job}.log", tmp_path / "runs" / "quickstart"
+    wait_for(lambda: len(read_lines(run / "metrics.jsonl")) >= 2, 240, log)
+    server.faults |= {f"{shard}.tar": {"503": 10**6} for shard in range(SHARDS)}
+    wait_for(lambda: "it queues again" in log.read_text(), 240, log)
+    server.faults.clear()
+    wait_for((run / "supernet" / "model.safetensors").is_file, 420, log)
+    text = log.read_text()
+    assert f"{server.url}/" in text and ": not readable, tried for " in text and "supernet: saved after step" in text
+    assert "supernet: goes on from step" in text
+    server.shutdown()
+    server.server_close()
 
 
 def test_an_array_retrains_what_a_search_has_found_one_a_job(slurm, tmp_path):

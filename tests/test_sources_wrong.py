@@ -1,5 +1,7 @@
 """What is wrong with files, columns or labels is one line."""
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -103,6 +105,19 @@ def test_what_is_wrong_is_one_line(tmp_path, make, settings, message):
     with pytest.raises(UserError, match=message) as caught:
         opened(spec, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_one_line_not_a_missing_class(tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def failing(folder):
+        if str(folder).endswith("banana"):
+            raise OSError(errno.EIO, "Input/output error", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(UserError, match=r"/banana: Input/output error$"):
+        opened(photos(tmp_path))
 
 
 @pytest.mark.parametrize(("missing", "message"), [(None, "no label"), (7, "label 7, which is none of the classes")])

@@ -364,16 +364,21 @@ def test_odd_tars_are_one_line(tmp_path, rows, message):
 
 
 @pytest.mark.slow
-def test_memory_and_open_files_stay_as_they_are_over_100_000_images(tmp_path):
-    written(tmp_path, "parquet")
+@pytest.mark.parametrize("kind", WRITE)
+def test_memory_and_open_files_of_rank_and_workers_stay_as_they_are_over_100_000_images(tmp_path, kind):
+    written(tmp_path, kind)
     split, me = opened(tmp_path), psutil.Process()
     plan = Plan(batch_size=96, accumulation=1, start=0, stop=1050)
-    how = {"seed": 3, "workers": 0, "readers": 4, "shuffle_buffer": BUFFER, "pin_memory": False}
+    how = {"seed": 3, "workers": 2, "readers": 4, "shuffle_buffer": BUFFER, "pin_memory": False}
     used, files = [], []
     for step, batch in enumerate(batches.loader(split, number_of, plan, **how)):
         assert len(batch.labels) == 96
         if step % 50 == 49:
-            used.append(me.memory_info().rss)
-            files.append(me.num_fds())
-    assert max(used[4:]) < 1.05 * used[3]  # from 19,200 images on
-    assert max(files[4:]) <= files[3] + 4
+            processes = [me, *sorted(me.children(), key=lambda worker: worker.pid)]
+            used.append([process.memory_info().rss for process in processes])
+            files.append([process.num_fds() for process in processes])
+    assert {len(now) for now in used} == {3}
+    for memory, descriptors in zip(np.array(used).T, np.array(files).T, strict=True):
+        print((memory / 1e6).round(), descriptors)
+        assert memory[4:].max() < 1.05 * memory[3]  # from 19,200 images on
+        assert descriptors[4:].max() <= descriptors[3] + 4

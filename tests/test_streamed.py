@@ -2,14 +2,16 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 import ranks
-from conftest import first_of
+from conftest import QUICKSTART, first_of
 from ranks import config
 from test_backends import BACKENDS, STEPS, assert_same_weights, losses, train
 from test_stream import Server
 
+from vitas.cli import main
 from vitas.data.sources import open_splits
 from vitas.sections import Data
 
@@ -20,8 +22,11 @@ STREAM = ["data.streaming=true", "data.test=digits:test", "data.classes=10", "da
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("shards"))
+
+
+def write_digits(folder: Path) -> Path:
     """The training images of the digits as tar files."""
-    folder = tmp_path_factory.mktemp("shards")
     digits = open_splits(Data())[0]
     for shard in range(SHARDS):
         with tarfile.open(folder / f"{shard}.tar", "w") as tar:
@@ -75,3 +80,17 @@ def test_a_server_that_fails_ends_the_run_with_one_line_and_nothing_is_lost(one_
     assert_same_weights(tmp_path, one_process, "supernet", tolerance=5e-5)
     server.shutdown()
     server.server_close()
+
+
+def test_only_a_run_that_has_read_its_images_before_asks_for_another_start_when_they_do_not_answer(
+    tmp_path, monkeypatch, capsys
+):
+    asked, run = tmp_path / "stop", tmp_path / "runs" / "quickstart"
+    monkeypatch.setenv("VITAS_STOP_FILE", str(asked))
+    command = ["run", str(QUICKSTART), f"output={run.parent}", "data.test=digits:test", "data.streaming=true"]
+    command += ["data.train=http://127.0.0.1:1/0.tar", "data.patience=0.1"]
+    for begun in (False, True):
+        assert main(command) == 75
+        assert "http://127.0.0.1:1/0.tar: not readable, tried for 0 s: " in capsys.readouterr().err
+        assert asked.exists() == begun
+        (run / "recipe.yaml").touch()

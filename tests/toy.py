@@ -47,14 +47,18 @@ def toy_labels(images: torch.Tensor) -> torch.Tensor:
     return (images.mean((1, 2, 3)) > 0).long()
 
 
-def toy_data(batches) -> SimpleNamespace:
+def toy_data(batches, unreadable: Unreadable | None = None) -> SimpleNamespace:
     """What a trainer asks of its data. The images are floats, which normalising leaves as they are."""
     as_they_are = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-    return SimpleNamespace(size=8, batches=batches, unreadable=Unreadable("toy"), num_classes=2, seed=0, **as_they_are)
+    account = unreadable or Unreadable("toy")
+    return SimpleNamespace(size=8, batches=batches, unreadable=account, num_classes=2, seed=0, **as_they_are)
 
 
-def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) -> int:
-    """The work of a rank: trains a toy for 12 steps. The last rank sees images that are not a number at steps `bad`."""
+def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0, damaged: tuple[int, ...] = ()) -> int:
+    """The work of a rank: trains a toy for 12 steps. The last rank sees images that are not a number at steps `bad`.
+
+    At steps `damaged` each rank finds an image that cannot be read; there may be four of them.
+    """
     quickstart = recipe.load(QUICKSTART, [f"output={folder}"])
     settings = Retraining(**({"epochs": 12, "warmup_epochs": 1, "batch_size": 8, "checkpoint_every": 2} | changes))
 
@@ -67,7 +71,10 @@ def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) ->
                 for turn in range(plan.accumulation):
                     images = whole.view(plan.world, plan.accumulation, plan.micro_batch, 3, 8, 8)[plan.rank, turn]
                     spoil = step in bad and plan.rank == plan.world - 1 and turn == 0
-                    yield Batch(images * float("nan") if spoil else images, toy_labels(images), {})
+                    found = {f"image {step} of rank {plan.rank}": "damaged"} if step in damaged and turn == 0 else {}
+                    yield Batch(images * float("nan") if spoil else images, toy_labels(images), found)
+
+        file, key = Path(folder) / "unreadable.json", {} if accelerator.is_main_process else None
 
         trainer.Trainer(
             accelerator=accelerator,
@@ -75,7 +82,7 @@ def toy_training(folder: str, changes: dict, bad: list[int], forget: int = 0) ->
             settings=settings,
             folder=Path(folder) / "retrain",
             stage="retrain",
-            data=toy_data(batches),
+            data=toy_data(batches, Unreadable("toy", most=4, file=file, key=key)),
             inputs=lambda step: (ARCHITECTURE,),
             tracker=tracking.Tracker(quickstart, accelerator),
             stop=stop.StopRequest(),

@@ -217,10 +217,7 @@ def _check(options: argparse.Namespace) -> None:
     file = options.output and expanded(options.output)
     if file:
         pictures.check(settings, file, images)
-    facts = check.facts(settings, backend)
-    if file:
-        facts |= pictures.facts(settings, backend.ranks, file, images)
-    _print(facts, options.json)
+    _print(check.facts(settings, backend, file and (file, images)), options.json)
 
 
 def _recipes(options: argparse.Namespace) -> None:

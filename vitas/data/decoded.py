@@ -52,6 +52,8 @@ def decoded(split: Split, folder: Path, image_size: int, data: Data, *, write: b
     if kept is not None:
         try:
             return _loaded(folder, split, kept)
+        except UserError:
+            raise
         except (OSError, ValueError, TypeError, KeyError) as error:
             say(f"{folder}: damaged; decoded anew ({one_line(error)})")
     if key is None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import datasets
 import fsspec
 import numpy as np
+from datasets.config import HF_HUB_OFFLINE
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DatasetsError
 from PIL import Image
 
 from vitas.config import SourceLost, UserError, did_you_mean, one_line
@@ -32,6 +35,12 @@ PARTS = {
     "data.test": ("test", "validation", "valid", "val", "dev", "eval"),
 }
 """Names of the parts of a source, of which each key takes the first that is there."""
+
+NOT_THERE = (FileNotFoundError, PermissionError)
+NOT_ON_THE_HUB = (DatasetsError, EmptyDatasetError)
+"""What the clients of servers raise if it is of no use to ask again; the Hub's says `FileNotFoundError` of all else."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -177,19 +186,21 @@ def _saved(folder: Path, where: str) -> Opened:
 def _urls(spec: str, where: str, patience: float | None) -> Opened:
     names = _braces(spec)
     if not spec.startswith(("http://", "https://")):  # of these nobody can ask what there is
-        names = [found for name in names for found in (_matches(name, where) if glob.has_magic(name) else [name])]
+        names = [
+            found for name in names for found in (_matches(name, where, patience) if glob.has_magic(name) else [name])
+        ]
     kinds = {SHARDS.get(os.path.splitext(name.partition("?")[0])[1].lower(), "") for name in names}
     if len(kinds) > 1 or "" in kinds:
         raise UserError(f"{where}: expected URLs of .parquet or of .tar files")
     return _shards(kinds.pop(), names, where, patience)
 
 
-def _matches(pattern: str, where: str) -> list[str]:
-    try:
+def _matches(pattern: str, where: str, patience: float | None) -> list[str]:
+    def look() -> list[str]:
         files, path = fsspec.core.url_to_fs(pattern)
-        found = [files.unstrip_protocol(name) for name in sorted(files.glob(path))]
-    except Exception as error:  # the clients of servers raise dozens of kinds
-        raise UserError(f"{where}: {one_line(error)}") from None
+        return [files.unstrip_protocol(name) for name in sorted(files.glob(path))]
+
+    found = _answered(look, pattern, where, patience, NOT_THERE)
     if not found:
         raise UserError(f"{where}: no such files")
     return found
@@ -217,23 +228,49 @@ def _load(kind: str, files: Any, where: str) -> datasets.Dataset:
 
 def _hub(spec: str, where: str, patience: float | None) -> Opened:
     name, _, split = spec.partition(":")
-    try:
-        builder = datasets.load_dataset_builder(name)
-        origin = Origin(f"{spec} {builder.hash}")
-        if patience is None:
-            builder.download_and_prepare()
-            return Opened(cast(datasets.Dataset, builder.as_dataset(split=split or "train")), origin)
-        kind, files = builder.name or "", (builder.config.data_files or {}).get(split or "train")
-        if kind not in STREAMED or not files:
-            return Opened(shards.Others(builder.as_streaming_dataset(split=split or "train"), patience), origin)
-        found = STREAMED[kind](list(map(str, files)), patience)
-    except UserError:
-        raise
-    except Exception as error:  # the Hub's client raises dozens of kinds: network, access, names
-        raise UserError(f"{where}: no such folder here, and not loaded from the Hub: {one_line(error)}") from None
+    split = split or "train"
+
+    def asked(work: Callable[[], T]) -> T:
+        return _answered(
+            work, name, f"{where}: no such folder here, and not loaded from the Hub", patience, NOT_ON_THE_HUB
+        )
+
+    builder = asked(lambda: datasets.load_dataset_builder(name))
+    origin = Origin(f"{spec} {builder.hash}")
+    if patience is None:
+        asked(builder.download_and_prepare)
+        return Opened(asked(lambda: cast(datasets.Dataset, builder.as_dataset(split=split))), origin)
+    kind, files = builder.name or "", (builder.config.data_files or {}).get(split)
+    if kind not in STREAMED or not files:
+        streamed = asked(lambda: builder.as_streaming_dataset(split=split))
+        return Opened(shards.Others(streamed, patience), origin)
+    found = STREAMED[kind](list(map(str, files)), patience)
     if builder.info.features:  # with the names of classes, which a README may say and the files not
         found.features = builder.info.features
     return Opened(found, origin)
+
+
+def _answered(
+    work: Callable[[], T], name: str, where: str, patience: float | None, final: tuple[type[Exception], ...]
+) -> T:
+    """What servers say of their files; of a stream they are asked again while they do not answer.
+
+    Raises:
+        UserError: They answer that it is not there, or must not be read: with one of `final`.
+        SourceLost: They did not answer for `patience` seconds.
+    """
+    once = patience is None or HF_HUB_OFFLINE
+    final = (Exception,) if once else (*final, ValueError, ImportError)
+
+    def ask() -> T:
+        try:
+            return work()
+        except UserError:
+            raise
+        except final as error:
+            raise UserError(f"{where}: {one_line(error)}") from None
+
+    return remote.patiently(name, patience or 0.0, ask)
 
 
 def _patterns(path: str) -> list[str]:

@@ -133,10 +133,12 @@ def first_readable(examples: Any, key: list[int], transform: Callable[..., Any],
             image = read(undecoded)
         except UNREADABLE as error:
             unreadable[name] = one_line(error)
+            if len(unreadable) > split.unreadable.most:
+                break
             continue
         draw = int(np.random.SeedSequence(key).generate_state(1)[0])
         random.seed(draw)
         np.random.seed(draw)
         torch.default_generator.manual_seed(draw)  # the CPU's alone: torch.manual_seed costs 1 ms without a GPU
         return transform(image), label, unreadable
-    raise UserError(f"{split.unreadable.source}: no image can be read; {one_line(unreadable)}")
+    raise UserError(f"{split.unreadable.source}: no image can be read, of {len(unreadable)}; {one_line(unreadable)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,15 +34,19 @@ def is_image(name: str | Path) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes()
 
 
-def class_folders(root: Path, where: str) -> tuple[datasets.Dataset, dict[str, str]]:
+def class_folders(
+    root: Path, where: str, seen: dict[str, int] | None = None
+) -> tuple[datasets.Dataset, dict[str, str]]:
     """The images below a folder, each of the class that its own folder names, and those left out, with the reason.
+
+    `seen` gets the time of each folder that was looked into, as it was before.
 
     Raises:
         UserError: There are no class folders, or what lies below leaves open which folders are the classes.
     """
     loose = {str(root / name): "lies beside the class folders, and so has no label" for name in os.listdir(root)
              if is_image(name)}  # fmt: skip
-    files = [file for file in _below(root) if file not in loose]
+    files = [file for file in _below(root, seen) if file not in loose]
     if not files:
         found = f"{len(loose)} image(s), but no class folders with images" if loose else "no images"
         raise UserError(f"{where}: {found}; expected a folder for each class, with its images")
@@ -51,13 +55,13 @@ def class_folders(root: Path, where: str) -> tuple[datasets.Dataset, dict[str, s
     if len(by_depth) > 1:
         examples = " and ".join(by_depth[depth] for depth in sorted(by_depth)[:2])
         raise UserError(f"{where}: which folders are the classes? Images lie in folders of different depth: {examples}")
-    seen: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for folder in folders:
         name = os.path.basename(folder)
-        if name in seen:
-            twice = " and ".join(os.path.relpath(path, root) for path in (seen[name], folder))
+        if name in classes:
+            twice = " and ".join(os.path.relpath(path, root) for path in (classes[name], folder))
             raise UserError(f"{where}: class folder {name} is there twice: {twice}; name the folder of one of them")
-        seen[name] = folder
+        classes[name] = folder
     return by_folder(files), loose
 
 
@@ -77,9 +81,8 @@ class Listed:
         """As the function of that name; looks again only if a folder has changed."""
         if (kept := self._kept(str(root))) is not None:
             return kept
-        seen = {str(root): os.stat(root).st_mtime_ns}  # before, or what comes meanwhile would be missed
-        seen |= {path: os.stat(path).st_mtime_ns for path, _, _ in _walk(root)}
-        dataset, loose = class_folders(root, where)
+        seen: dict[str, int] = {}
+        dataset, loose = class_folders(root, where, seen)
         if self.main:
             table = dataset.data.table.replace_schema_metadata(
                 {**(dataset.data.table.schema.metadata or {}), b"listed": json.dumps([str(root), seen, loose]).encode()}
@@ -144,15 +147,21 @@ def from_tables(files: Sequence[Path], column: str | None, key: str) -> datasets
     return dataset.cast_column(str(image), datasets.Image(decode=False))
 
 
-def _below(folder: Path) -> list[str]:
-    return [os.path.join(path, name) for path, _, names in _walk(folder) for name in sorted(names) if is_image(name)]
+def _below(folder: Path, seen: dict[str, int] | None = None) -> list[str]:
+    """The images in a folder and in those in it, in order, through links, and not in hidden folders."""
 
+    def refuse(error: OSError) -> None:  # os.walk would pass over it, and a class be missing without a word
+        raise UserError(f"{error.filename}: {error.strerror}")
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk`, in order, through links, and not into hidden folders."""
-    for path, folders, names in os.walk(folder, followlinks=True):
+    if seen is not None:
+        seen[str(folder)] = os.stat(folder).st_mtime_ns
+    found = []
+    for path, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield path, folders, names
+        found += [os.path.join(path, name) for name in sorted(names) if is_image(name)]
+        if seen is not None:  # before they are looked into, or what comes meanwhile would be missed
+            seen |= {below: os.stat(below).st_mtime_ns for below in (os.path.join(path, name) for name in folders)}
+    return found
 
 
 def _table(file: Path, key: str) -> tuple[list[str], list[list[str]]]:

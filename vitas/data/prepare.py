@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from vitas.config import UserError, one_line
+from vitas.config import UserError, one_line, words_of
 from vitas.data.batches import allowed_cores, outlive_a_stop
 from vitas.data.images import UNREADABLE, decode
 from vitas.data.splits import Split
@@ -54,8 +54,11 @@ def prepare(split: Split, folder: Path, part: str, *, short: int, quality: int, 
     done = len(split.indices) - sum(map(work.size, missing))
     with progress("prepare", len(split.indices), "image", show=True, initial=done) as bar:
         options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": outlive_a_stop, "prefetch_factor": None}
-        for rows in DataLoader(work, batch_size=None, sampler=missing, **options):
-            bar.update(rows)
+        try:
+            for rows in DataLoader(work, batch_size=None, sampler=missing, **options):
+                bar.update(rows)
+        except UserError as error:
+            raise UserError(words_of(error)) from None
     told = [pq.read_metadata(file) for file in files]
     reasons = {name: why for one in told for name, why in json.loads((one.metadata or {})[LEFT_OUT]).items()}
     about = {
@@ -100,7 +103,10 @@ class _Shards(Dataset[Any]):
         schema = schema.with_metadata({**schema.metadata, LEFT_OUT: json.dumps(reasons).encode()})
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows, schema), sink, row_group_size=ROWS)
-        write_atomically(self.files[shard], sink.getvalue().to_pybytes())
+        try:
+            write_atomically(self.files[shard], sink.getvalue().to_pybytes())
+        except OSError as error:  # of which the process that waits for this one would not learn the kind
+            raise UserError(f"{self.files[shard]}: {error.strerror}; the same command goes on") from None
         return self.size(shard)
 
     def _shrunk(self, image: dict[str, Any]) -> bytes:

@@ -96,10 +96,14 @@ def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Sp
     most = len(found.left_out) + max(LEAST_UNREADABLE, round(data.max_unreadable * len(column)))
     unreadable = Unreadable(key, dict(found.left_out), most, cache and cache / f"{name}_unreadable.json")
     split = Split(dataset, classes, labels, unreadable, origin, np.arange(len(column)))
-    if index is None:
-        return split
-    numbers = np.array([labels[raw] for raw in index.labels], np.int32)
-    return replace(split, index=index._replace(labels=[]), numbers=numbers)
+    if index is not None:
+        numbers = np.array([labels[raw] for raw in index.labels], np.int32)
+        split = replace(split, index=index._replace(labels=[]), numbers=numbers)
+    if how.get("main"):
+        unreadable.key = split.made_of()
+    if how.get("scan"):
+        unreadable.recall(files=index is None)
+    return split
 
 
 def open_one(spec: str, key: str) -> Split:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,21 +15,37 @@ import numpy as np
 import pyarrow as pa
 
 from vitas.config import UserError
+from vitas.data import keyed
 from vitas.data.shards import Index, Shards, naming
-from vitas.files import write_atomically
 
 
 @dataclass
 class Unreadable:
-    """The images of one source that could not be decoded, and why; told once."""
+    """The images of one source that could not be decoded, and why."""
 
     source: str
     reasons: dict[str, str] = field(default_factory=dict)
     most: int = 10**12
     """How many there may be."""
     file: Path | None = None
-    """Where all of them are named."""
-    told: bool = False
+    """Where all of them are named, for whoever looks for them and for the next start of the run."""
+    key: dict[str, Any] | None = None
+    """Of the images that `file` is about; without, another rank keeps that file."""
+    told: int = 0
+
+    def recall(self, *, files: bool) -> None:
+        """Adds those that an earlier start of the run has found; of image `files` those that nobody has changed since.
+
+        Raises:
+            UserError: There are too many of them.
+        """
+        if not self.file or not self.file.is_file():
+            return
+        found, when = keyed.read(self.file, self.key), self.file.stat().st_mtime_ns
+        if found is None:  # the other ranks take what is there
+            self.file.unlink()
+            return
+        self.add({name: why for name, why in found.items() if not (files and _changed_since(name, when))})
 
     def add(self, reasons: dict[str, str]) -> None:
         """Notes images that could not be decoded.
@@ -41,18 +55,23 @@ class Unreadable:
         """
         self.reasons.update(reasons)
         if len(self.reasons) > self.most:
-            self._name_all()
+            self.keep()
             where = f", all named in {self.file}" if self.file else ""
             raise UserError(
                 f"{self.source}: {len(self.reasons)} image(s) could not be read, more than data.max_unreadable allows"
                 f"{where}; {self._first}"
             )
 
+    def keep(self) -> None:
+        """Names all of them in the file, if it is this rank's to write."""
+        if self.file and self.key is not None:
+            keyed.write(self.file, self.key, dict(sorted(self.reasons.items())))
+
     def tell(self, say: Callable[[str], None]) -> None:
-        """Says, the first time, how many images could not be read, and names them in a file; nothing if all could."""
-        if self.reasons and not self.told:
-            self.told = True
-            self._name_all()
+        """Says how many could not be read, and names them in the file; nothing if they are no more than last time."""
+        if len(self.reasons) > self.told:
+            self.told = len(self.reasons)
+            self.keep()
             where = f" (all in {self.file})" if self.file and len(self.reasons) > 1 else ""
             say(
                 f"{self.source}: {len(self.reasons)} image(s) could not be read and were left out; {self._first}{where}"
@@ -63,10 +82,12 @@ class Unreadable:
         name, reason = min(self.reasons.items())
         return f"{name}: {reason}"
 
-    def _name_all(self) -> None:
-        if self.file:
-            with suppress(FileNotFoundError):  # another rank was faster
-                write_atomically(self.file, json.dumps(dict(sorted(self.reasons.items())), indent=1))
+
+def _changed_since(file: str, when: int) -> bool:
+    try:
+        return os.path.isabs(file) and os.stat(file).st_mtime_ns > when  # else it is in a table, and so in the key
+    except OSError:  # it is gone
+        return True
 
 
 @dataclass(frozen=True)
@@ -148,17 +169,20 @@ class Split:
         assert self.index is not None
         return np.concatenate([[0], np.cumsum(self.index.counts)])
 
-    def key(self) -> dict[str, Any]:
-        """What decides which images these are, and their labels, as plain JSON: others give another key."""
-        key: dict[str, Any] = {
-            "source": self.origin.name,
-            "files": _stamp(self.origin.files),
-            "classes": _digest([*self.classes, *map(str, self.labels.items())]),
-            "rows": _digest([self.indices.tobytes()]),
-        }
-        if self.index is not None and self.numbers is not None:
+    def made_of(self) -> dict[str, Any]:
+        """Where these images and all beside them come from; image files that lie by themselves are not looked at."""
+        key: dict[str, Any] = {"source": self.origin.name, "files": _stamp(self.origin.files)}
+        if self.index is not None:
             places = b"" if self.index.places is None else self.index.places.tobytes()
             key["shards"] = _digest([self.index.counts.tobytes(), places, self.index.stamp])
+        return key
+
+    def key(self) -> dict[str, Any]:
+        """What decides which images these are, and their labels, as plain JSON: others give another key."""
+        key = self.made_of()
+        key["rows"] = _digest([self.indices.tobytes()])
+        key["classes"] = _digest([*self.classes, *map(str, self.labels.items())])
+        if self.numbers is not None:
             key["labels"] = _digest([self.numbers[self.indices].tobytes()])
         dataset = self.origin.images if self.index is not None else self.dataset
         if isinstance(dataset, datasets.Dataset):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from torch import nn
 from vitas.config import UserError, one_line
 from vitas.data import sources
 from vitas.data.plan import make_plan
+from vitas.data.splits import Split
 from vitas.files import expanded, make_folder
 from vitas.models import registry
 from vitas.models.supernet import Supernet
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe
 from vitas.report.tracking import wandb_mode
-from vitas.runs import prerequisites
+from vitas.runs import pictures, prerequisites
 from vitas.runs.found import choices, search_needed
 from vitas.runs.training import subnets
 from vitas.search import evolution
@@ -37,8 +39,8 @@ STEPS_LOOKED_AT = 300
 """Of the supernet's steps, for what they train."""
 
 
-def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
-    """The facts of a recipe on a backend.
+def facts(settings: Recipe, backend: Backend, picture: tuple[Path, int] | None = None) -> dict[str, Any]:
+    """The facts of a recipe on a backend; with a `picture` also those of `pictures`, which draws so many images there.
 
     Raises:
         UserError: The data is not there, the batch does not divide, the budget cannot be reached; and see
@@ -50,7 +52,7 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
     mode, why = wandb_mode(settings.tracking.wandb)
     if mode:
         found["wandb"] = f"{mode}{why and f': {why}'}"
-    images = _images(settings)
+    images, train = _images(settings, needed=picture is not None)
     classes = images["classes"]
     found |= images | _search(settings, classes)
     for stage in ("supernet", "retrain"):
@@ -69,6 +71,8 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
             found[f"{stage}_memory"] = f"{_size(sum(needs.values()))} a rank: " + " + ".join(
                 f"{name} {_size(size)}" for name, size in needs.items()
             )
+    if picture and train:
+        found |= pictures.facts(settings, train, backend.ranks, *picture)
     return found
 
 
@@ -154,21 +158,24 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def _images(settings: Recipe) -> dict[str, Any]:
-    """Counts of images and classes, from the data; where it is not at hand, from what the recipe says of it."""
+def _images(settings: Recipe, *, needed: bool) -> tuple[dict[str, Any], Split | None]:
+    """Counts of images and classes, from the data, and its training images.
+
+    Where it is not at hand, and not `needed`, counts are what the recipe says of it.
+    """
     source = settings.data
     try:
         cache = settings.folder / "cache"
         train, test = sources.open_splits(source, train=settings.stages != ["evaluate"], cache=cache, scan=False)
     except UserError as error:
-        if source.num_classes is None or source.examples is None:
+        if needed or source.num_classes is None or source.examples is None:
             raise
         holdout = round(source.examples * source.holdout)
         counts = {"classes": source.num_classes, "train_images": source.examples, "holdout_images": holdout}
-        return {"data": f"NOT AT HAND ({error}); counted by data.classes and data.examples", **counts}
+        return {"data": f"NOT AT HAND ({error}); counted by data.classes and data.examples", **counts}, None
     holdout = train.hold_out(source.holdout, settings.seed)[1]
     counts = {"train_images": len(train.indices), "holdout_images": len(holdout.indices)}
-    return {"data": "found", "classes": len(train.classes), **counts, "test_images": len(test.indices)}
+    return {"data": "found", "classes": len(train.classes), **counts, "test_images": len(test.indices)}, train
 
 
 def _search(settings: Recipe, classes: int) -> dict[str, Any]:

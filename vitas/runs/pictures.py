@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitas.config import UserError
-from vitas.data import augment, batches, sources
+from vitas.data import augment, batches
 from vitas.data.batches import Batch
 from vitas.data.plan import make_plan
+from vitas.data.splits import Split
 from vitas.files import read_lines
 from vitas.models import registry
 from vitas.recipe import Recipe
@@ -53,21 +54,21 @@ def check(settings: Recipe, file: Path, images: int) -> str:
     return stages[0]
 
 
-def facts(settings: Recipe, ranks: int, file: Path, images: int) -> dict[str, Any]:
+def facts(settings: Recipe, split: Split, ranks: int, file: Path, images: int) -> dict[str, Any]:
     """Draws the images that the first training starts with, on rank 0, and measures how fast such images are read.
 
     Args:
         settings: The recipe.
+        split: Its training images.
         ranks: Processes of the run.
         file: The PNG.
         images: How many are drawn: the first of step 0, and those of the steps after it if it has no more.
 
     Raises:
-        UserError: See `check` and `sources.open_splits`.
+        UserError: See `check`.
     """
     stage, data = check(settings, file, images), settings.data
     training: Training = getattr(settings, stage)
-    split, _ = sources.open_splits(data, cache=settings.folder / "cache", scan=False)
     if stage == "supernet":
         split, _ = split.hold_out(data.holdout, settings.seed)
     plan, _ = make_plan(training, len(split.indices), stage, ranks)

@@ -7,10 +7,13 @@ resumes by itself, and does nothing when it is done.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from vitas import recipe
+from vitas.config import SourceLost
 from vitas.data import sources
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
@@ -34,6 +37,18 @@ def run(settings: Recipe) -> None:
     end_launcher_quietly()
     stop = StopRequest(on_interrupt=end_launcher_of_ranks)
     accelerator = make_accelerator(settings)
+    file = settings.folder / "recipe.yaml"
+    try:
+        _run(settings, accelerator, stop, file)
+    except SourceLost:
+        if file.is_file():  # they were there once: no mistake in their name
+            stop.ask_for_another_start()
+        raise
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _run(settings: Recipe, accelerator: Accelerator, stop: StopRequest, file: Path) -> None:
     with hold(settings.folder, accelerator) or nullcontext():  # a run that fails must not keep its folder locked
         tracker = Tracker(settings, accelerator)
         with accelerator.main_process_first():
@@ -42,7 +57,6 @@ def run(settings: Recipe) -> None:
         context = Run(settings, accelerator, tracker, stop, train, test)
         stages = ", ".join(settings.stages)
         where = f"{accelerator.num_processes} x {accelerator.device.type} ({accelerator.distributed_type.value})"
-        file = settings.folder / "recipe.yaml"
         if accelerator.is_main_process and not file.is_file():  # else it is written when a stage is found to fit
             write_atomically(file, recipe.dump(settings))
         context.say(f"{settings.name}: {stages} on {where}, in {settings.folder}")
@@ -58,5 +72,3 @@ def run(settings: Recipe) -> None:
             stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
             works[stage](context)
         tracker.finish()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

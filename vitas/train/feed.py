@@ -13,7 +13,6 @@ from torch import Tensor
 from vitas.config import RankError, SourceLost, UserError, words_of
 from vitas.data.batches import Batch, TrainingData
 from vitas.data.device import Normaliser
-from vitas.report.terminal import say
 from vitas.sections import Training
 from vitas.train.alone import gather
 from vitas.train.memory import PRECISIONS
@@ -27,6 +26,8 @@ class Feed:
         self.data = data
         self.last: Batch | None = None
         self.lost = ""
+        self.found: dict[str, str] = {}
+        """Images that this rank could not read, and has not told the others of."""
         self.normalise = Normaliser(data.mean, data.std, accelerator.device)
         augment, smoothing = settings.augment, settings.label_smoothing
         mixes = augment.mixup or augment.cutmix
@@ -47,7 +48,8 @@ class Feed:
         try:
             batch = self.last if self.lost and self.last else next(batches)
             self.last = batch
-            self.data.unreadable.add(batch.unreadable)
+            known = self.data.unreadable.reasons
+            self.found |= {name: why for name, why in batch.unreadable.items() if name not in known}
         except SourceLost as error:
             self.lost = words_of(error)
             if self.last is None:
@@ -66,13 +68,16 @@ class Feed:
             images = images.to(half)  # its engine casts weights, not inputs
         return images, labels
 
-    def tell_unreadable(self) -> None:
-        """Says once, for all ranks, which images could not be read. All ranks call it."""
-        everyone: list[dict[str, str]] = gather(self.accelerator, [self.data.unreadable.reasons])
-        for reasons in everyone:
-            self.data.unreadable.add(reasons)
-        if self.accelerator.is_main_process:
-            self.data.unreadable.tell(say)
+    def share_found(self) -> None:
+        """Tells all ranks which images any of them could not read. All ranks call it.
+
+        Raises:
+            UserError: There are too many of them.
+        """
+        everyone: list[dict[str, str]] = gather(self.accelerator, [self.found])
+        self.found = {}
+        self.data.unreadable.add({name: why for found in everyone for name, why in found.items()})
+        self.data.unreadable.keep()
 
 
 def draw(*key: int) -> int:

@@ -50,6 +50,8 @@ class Outcome(NamedTuple):
     """Whether a checkpoint is due by the clock."""
     lost: bool
     """Whether any rank has no images."""
+    unreadable: bool
+    """Whether any rank has found images that cannot be read."""
 
 
 class Trainer:
@@ -180,6 +182,10 @@ class Trainer:
                 self.writer.check()
                 meter.add(outcome.loss)
                 done = step + 1
+                if outcome.unreadable:
+                    self.feed.share_found()
+                    if self.shows and not self.data.unreadable.told:
+                        self.data.unreadable.tell(say)  # of the first at once, of all after an epoch
                 if self._is_validation_due(done) and not outcome.stop:  # which must be quick
                     self._validate(done, meter)
                 lr = self.optimizer.param_groups[0]["lr"]
@@ -193,8 +199,8 @@ class Trainer:
                 bar.update()
                 if self.on_step:
                     self.on_step(done, plan.stop)
-                if done == min(self.steps_per_epoch, plan.stop) and not self.on_step:
-                    self.feed.tell_unreadable()
+                if done == min(self.last.step + self.steps_per_epoch, plan.stop) and self.shows:
+                    self.data.unreadable.tell(say)
                 if outcome.stop or (self._is_due(done, outcome) and math.isfinite(outcome.loss)):
                     self._save(done)
                 if outcome.stop:
@@ -250,8 +256,8 @@ class Trainer:
     def _step(self, step: int, batches: Iterator[Batch]) -> Outcome:
         """One optimizer step."""
         inputs = self.inputs(step)
-        total = torch.zeros(4, device=self.accelerator.device)
-        outcome = Outcome(0.0, False, False, False)
+        total = torch.zeros(5, device=self.accelerator.device)
+        outcome = Outcome(0.0, False, False, False, False)
         for turn in range(self.plan.accumulation):
             images, labels = self.feed.take(batches, step)
             # Drop path: every rank and micro-batch its own, and the same again after a resume.
@@ -286,9 +292,10 @@ class Trainer:
         total[1] = float(bool(self.stop))
         total[2] = float(late and self.accelerator.is_main_process)
         total[3] = float(bool(self.feed.lost))
+        total[4] = float(bool(self.feed.found))
         reduced: Any = self.accelerator.reduce(total, "mean")
-        loss, stop, save, lost = reduced.tolist()
-        return Outcome(loss, stop > 0, save > 0, lost > 0)
+        loss, stop, save, lost, unreadable = reduced.tolist()
+        return Outcome(loss, stop > 0, save > 0, lost > 0, unreadable > 0)
 
     def _leave_out(self, step: int) -> None:
         """Leaves out a step whose loss is not finite, the same on all ranks, and counts it; or ends the training."""
