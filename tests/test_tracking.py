@@ -14,7 +14,8 @@ from ranks import Ranks, config, recipe
 
 from vitas.config import UserError
 from vitas.files import read_lines
-from vitas.report.tracking import Tracker, wandb_mode
+from vitas.report.login import wandb_mode
+from vitas.report.tracking import Tracker
 
 TWO_STEPS = [
     "stages=[supernet]", "supernet.epochs=0.05", "supernet.warmup_epochs=0.02", "supernet.batch_size=32",

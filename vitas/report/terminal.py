@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 from tqdm import tqdm
+
+VERBOSE = "VITAS_VERBOSE"
+
+
+def verbose() -> bool:
+    """Whether libraries may say what they like: option `-v`, which all processes of a run inherit."""
+    return bool(os.environ.get(VERBOSE))
 
 
 def say(text: str) -> None:

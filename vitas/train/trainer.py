@@ -20,7 +20,7 @@ from vitas.data.batches import Batch, TrainingData
 from vitas.data.plan import make_plan
 from vitas.models.saved import save_weights
 from vitas.report import tracking
-from vitas.report.meter import Meter
+from vitas.report.meter import Meter, peak
 from vitas.report.terminal import progress, say
 from vitas.report.tracking import Tracker, Untracked
 from vitas.sections import Training
@@ -70,6 +70,7 @@ class Trainer:
         on_step: Told after each step how many of how many are done, in place of a progress bar and of lines.
         objective: What is made small.
         validation: What is validated meanwhile, if anything.
+        macs: Multiply-adds of a forward of one image at a step, if known.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Trainer:
         on_step: Callable[[int, int], None] | None = None,
         objective: Objective = cross_entropy,
         validation: Validation | None = None,
+        macs: Callable[[int], int] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -100,6 +102,8 @@ class Trainer:
         self.shows = accelerator.is_main_process and on_step is None
         self.objective = objective
         self.validation = validation
+        self.macs, self.peak = macs, peak(accelerator.device, accelerator.mixed_precision)
+        self.gradient_norm: float | None = None
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.feed = Feed(accelerator, data, settings)
@@ -163,7 +167,7 @@ class Trainer:
     def _loop(self) -> None:
         plan = self.plan
         batches = iter(self.data.batches(replace(plan, start=self.last.step)))
-        meter = Meter(self.last.step, plan.batch_size)
+        meter = Meter(self.last.step, plan.batch_size, self.peak and plan.world * self.peak if self.macs else None)
         self.saved_at = time.monotonic()
         self.model.train()
         if self.validated < self.last.step and self._is_validation_due(self.last.step):
@@ -178,13 +182,15 @@ class Trainer:
                 if step == self.last.step:  # it may have waited for a first batch, a compiler, a stream's old images
                     failures.wait_short()
                 self.writer.check()
-                meter.add(outcome.loss)
+                meter.add(outcome.loss, self.macs(step) if meter.peak and self.macs else 0)
                 done = step + 1
                 if self._is_validation_due(done) and not outcome.stop:  # which must be quick
                     self._validate(done, meter)
                 lr = self.optimizer.param_groups[0]["lr"]
-                if done % LOG_EVERY == 0 or done == plan.stop:
+                if self._is_logged(done):
                     values = meter.read(done) | {tracking.LR: lr, tracking.EPOCH: done / self.steps_per_epoch}
+                    if self.gradient_norm is not None:
+                        values[tracking.GRAD_NORM] = self.gradient_norm
                     if self.left_out:
                         values[tracking.LEFT_OUT] = self.left_out
                     self.tracker.log(self.stage, done, **values)
@@ -214,6 +220,9 @@ class Trainer:
         self.stop.ask_for_another_start()
         self.stop.words = f"{why}; {self.stage}: saved after step {step}; the same command goes on"
         self.stop.leave()
+
+    def _is_logged(self, done: int) -> bool:
+        return done % LOG_EVERY == 0 or done == self.plan.stop
 
     def _is_validation_due(self, done: int) -> bool:
         return bool(self.validation and self.validation.is_due(done, self.steps_per_epoch, self.plan.stop))
@@ -250,6 +259,7 @@ class Trainer:
     def _step(self, step: int, batches: Iterator[Batch]) -> Outcome:
         """One optimizer step."""
         inputs = self.inputs(step)
+        self.gradient_norm = None
         total = torch.zeros(4, device=self.accelerator.device)
         outcome = Outcome(0.0, False, False, False)
         for turn in range(self.plan.accumulation):
@@ -270,6 +280,8 @@ class Trainer:
                         return outcome
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
+                    if self._is_logged(step + 1):
+                        self.gradient_norm = backend.gradient_norm(self.accelerator, self.model)
                     if self.settings.clip_grad:
                         self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
                     self.optimizer.step()
