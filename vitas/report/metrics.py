@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vitas.report import tracking as t
+from vitas.report import names as t
 from vitas.report.tables import RANKINGS
 
 

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from vitas.config import UserError
 from vitas.recipe import Recipe, dump
+from vitas.report.names import STEP, kind
 from vitas.report.terminal import say, verbose
-
-STEP = "step"
-"""The axis of each stage."""
 
 
 class Distribution(NamedTuple):
@@ -35,11 +33,6 @@ class Picture(NamedTuple):
 
 
 Shown = Distribution | Rows | Picture
-
-
-def kind(stage: str) -> str:
-    """`evolve` of the stage `evolve/front`: what its metrics are called by, whichever search it is."""
-    return stage.partition("/")[0]
 
 
 class Sink(Protocol):

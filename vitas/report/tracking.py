@@ -1,4 +1,4 @@
-"""Metrics: one JSON line each, always; to wandb and other trackers as well, if asked. Metric names live here only."""
+"""Metrics: one JSON line each, always; to wandb and other trackers as well, if asked."""
 
 from __future__ import annotations
 
@@ -18,29 +18,11 @@ from vitas.files import read_lines, write_atomically
 from vitas.recipe import Recipe
 from vitas.report import sinks
 from vitas.report.login import wandb_mode
-from vitas.report.sinks import STEP, Shown, Sink, kind
-from vitas.report.terminal import say
-
-STAGE, EPOCH = "stage", "epoch"
-
-LOSS, LR, IMAGES_PER_SECOND, LEFT_OUT = "loss", "lr", "images_per_second", "left_out"
-GRAD_NORM, MFU, CHANGED = "grad_norm", "mfu", "changed"
-
-TOP1, TOP5, THROUGHPUT = "top1", "top5", "throughput"
-
-BEST, SCORED = {TOP1: "best_top1", LOSS: "best_loss"}, "scored"
-MEDIAN = {TOP1: "median_top1", LOSS: "median_loss"}
-FEASIBLE, HYPERVOLUME, CANDIDATES_PER_HOUR = "feasible", "hypervolume", "candidates_per_hour"
-
-MODEL, INPUTS, SHAPE = "model", "inputs", "shape"
-
-HOLDOUT, TEST, SECONDS, IMAGES = "holdout", "test", "seconds", "images"
-"""Images of a validation, whose figures are called `test_top1`, ...; how long it took; a short name of the images."""
-
-TAU, RHO, REGRET, CEILING = "tau", "rho", "regret", "ceiling"
-
-OF_TIME = (IMAGES_PER_SECOND, MFU, SECONDS, CANDIDATES_PER_HOUR)
-"""What comes out otherwise when the same is done again."""
+from vitas.report.names import *  # noqa: F403
+from vitas.report.names import MODEL, OF_TIME, STAGE, STEP, kind
+from vitas.report.outlook import Outlook
+from vitas.report.sinks import Shown, Sink
+from vitas.report.terminal import Bar, progress, say
 
 
 class Tracker:
@@ -61,6 +43,7 @@ class Tracker:
         self.lines: dict[str, dict[str, Any]] | None = None
         self.sinks: list[Sink] = []
         self.sent = _Sent(recipe)
+        self.outlook = Outlook(recipe.folder)
         problem: list[Any] = [None]
         if self.main:
             try:
@@ -97,6 +80,11 @@ class Tracker:
         self._send(stage, lambda sink: sink.log(step, figures, summary))
         return True
 
+    @property
+    def shows(self) -> bool:
+        """Whether there is anybody to show anything to."""
+        return bool(self.sinks)
+
     def show(self, stage: str, step: int, **things: Shown) -> None:
         """Sends what is not a number to the trackers that can show it."""
         if self.main:
@@ -107,6 +95,11 @@ class Tracker:
         """Sends files to the trackers that keep files, as what this stage has made, if the recipe wants that."""
         if self.main and self.recipe.tracking.artifacts in ("weights", *["best"] * (not weights)):
             self._send(stage, lambda sink: sink.keep(stage, files))
+
+    def progress(self, stage: str, total: int, unit: str, *, show: bool, initial: int = 0) -> Bar:
+        """A progress bar of a stage, which shows the time left of the run as well, and is noted for who watches it."""
+        bar = progress(stage, total, unit, show=show, initial=initial)
+        return self.outlook.follow(bar, stage) if show else bar
 
     def find(self, stage: str, **values: Any) -> dict[str, Any] | None:
         """What else the line of a stage with these values says, if there is one; all ranks call it, and are told."""
@@ -131,10 +124,12 @@ class Tracker:
             self.lines = None
 
     def finish(self) -> None:
-        """Closes the trackers."""
+        """Closes the trackers, and notes that the run is done."""
         for sink in list(self.sinks):
             with self._going_on(sink):
                 sink.close()
+        if self.main:
+            self.outlook.end()
 
     def _send(self, stage: str, work: Callable[[Sink], None]) -> None:
         for sink in list(self.sinks):
@@ -210,6 +205,8 @@ class _Sent:
 class Untracked:
     """A tracker of what is not worth a line in the metrics of a run."""
 
+    shows = False
+
     def log(self, stage: str, step: int, **values: Any) -> bool:
         """Does nothing."""
         return False
@@ -222,6 +219,10 @@ class Untracked:
 
     def rewind(self, stage: str, step: int, validated: int | None = None) -> None:
         """Does nothing."""
+
+    def progress(self, stage: str, total: int, unit: str, *, show: bool, initial: int = 0) -> Bar:
+        """A progress bar."""
+        return progress(stage, total, unit, show=show, initial=initial)
 
     def find(self, stage: str, **values: Any) -> None:
         """Finds nothing."""

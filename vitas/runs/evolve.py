@@ -12,10 +12,10 @@ from vitas.data.decoded import Cached
 from vitas.data.plan import make_plan
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
-from vitas.report import tracking
-from vitas.report.sinks import Distribution, Rows
+from vitas.report import blocks, tracking
+from vitas.report.sinks import Distribution, Picture, Rows
 from vitas.report.tables import front_table, standings_table
-from vitas.report.terminal import progress, say
+from vitas.report.terminal import say
 from vitas.runs import claims, trained, trials
 from vitas.runs.candidates import scored_by
 from vitas.runs.finalists import shortened, tournament
@@ -76,20 +76,20 @@ def evolve(run: Run) -> None:
         write_atomically(summary, json.dumps(_asked(recipe)))
         table = front_table(front, images=front[0]["images"], loss="loss" in settings.objectives)
         say(f"{table}\n{_next(recipe, folder)}")
-        _show(run, front, [folder / best_file(name) for name in found])
+        _show(run, folder, found, front)
     run.accelerator.wait_for_everyone()
 
 
-def _show(run: Run, front: list[Entry], files: list[Path]) -> None:
+def _show(run: Run, folder: Path, found: Fronts, front: list[Entry]) -> None:
     """The outcome for the trackers that can show it."""
-    stage, generations = run.recipe.evolve.stage, run.recipe.evolve.generations
-    rows = [
-        {name: value for name, value in entry.items() if isinstance(value, (int, float, str))}
-        | {"shape": Architecture.model_validate(entry["architecture"]).in_words}
-        for entry in front
-    ]
-    run.tracker.show(stage, generations, front=Rows(rows))
-    run.tracker.keep(stage, files)
+    stage, tracker, step = run.recipe.evolve.stage, run.tracker, run.recipe.evolve.generations
+    shapes = {entry["key"]: Architecture.model_validate(entry["architecture"]) for entry in front}
+    plain = [{name: value for name, value in entry.items() if isinstance(value, (int, float, str))} for entry in front]
+    rows = [row | {"shape": shapes[row["key"]].in_words} for row in plain]
+    best = {"architecture" + (name and f"_{name}"): shapes[each[0]["key"]] for name, each in found.items()}
+    pictures = {name: Picture(blocks.picture(one), one.in_words) for name, one in best.items()} if tracker.shows else {}
+    tracker.show(stage, step, front=Rows(rows), **pictures)
+    tracker.keep(stage, [folder / best_file(name) for name in found])
 
 
 def _asked(recipe: Recipe) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
     candidates = scored_by(run, supernet, images, lambda *_: _leave_if_stopped(run))
     score = trials.corrected(run, supernet, images.digest, candidates) if settings.trials else candidates.score
     total = settings.population * settings.generations
-    bar = progress(settings.stage, total, "candidate", show=main)
+    bar = run.tracker.progress(settings.stage, total, "candidate", show=main)
     entries: list[Entry] = []
 
     def show(done: int, of: int) -> None:

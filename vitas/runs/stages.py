@@ -25,6 +25,7 @@ from vitas.runs.lock import hold
 from vitas.runs.rank import rank
 from vitas.runs.run import Run
 from vitas.runs.training import retrain, supernet
+from vitas.runs.work import works_of
 from vitas.train.stop import StopRequest
 
 
@@ -46,6 +47,7 @@ def run(settings: Recipe) -> None:
         if accelerator.is_main_process and not file.is_file():  # else it is written when a stage is found to fit
             write_atomically(file, recipe.dump(settings))
         context.say(f"{settings.name}: {stages} on {where}, in {settings.folder}")
+        tracker.outlook.works = works_of(context)
         works = {
             "supernet": supernet,
             "evolve": evolve,

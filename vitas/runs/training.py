@@ -62,7 +62,7 @@ def supernet(run: Run) -> None:
         images,
         space.image_size,
         inputs=partial(subnets, settings, run.num_classes, skips),
-        macs=partial(_macs, settings, run.num_classes, skips, len(net.sides)),
+        macs=partial(macs_of_step, settings, run.num_classes, skips, len(net.sides)),
         objective=OBJECTIVES[settings.supernet.distill],
         validation=validations.of_the_supernet(run, net, held_out),
     )
@@ -87,7 +87,9 @@ def subnets(
     return (*space.ends(seed, step), *(draw(many * step + number) for number in range(many)))
 
 
-def _macs(recipe: Recipe, num_classes: int, skips: Mapping[str, float], sides: int, step: int, steps: int) -> int:
+def macs_of_step(
+    recipe: Recipe, num_classes: int, skips: Mapping[str, float], sides: int, step: int, steps: int
+) -> int:
     """Multiply-adds of an image's forward through all subnets of a step."""
     drawn = subnets(recipe, num_classes, skips, step, steps)
     return sides * int(counts(Population.of(drawn), num_classes)["macs"].sum())

@@ -21,7 +21,7 @@ from vitas.data.plan import make_plan
 from vitas.models.saved import save_weights
 from vitas.report import tracking
 from vitas.report.meter import Meter, peak
-from vitas.report.terminal import progress, say
+from vitas.report.terminal import say
 from vitas.report.tracking import Tracker, Untracked
 from vitas.sections import Training
 from vitas.train import backend, checkpoint, failures, state
@@ -172,7 +172,8 @@ class Trainer:
         self.model.train()
         if self.validated < self.last.step and self._is_validation_due(self.last.step):
             self._validate(self.last.step, meter)  # it stopped there without
-        with progress(self.stage, plan.stop, "step", show=self.shows, initial=self.last.step) as bar:
+        how = {"show": self.shows, "initial": self.last.step}
+        with self.tracker.progress(self.stage, plan.stop, "step", **how) as bar:
             for step in range(self.last.step, plan.stop):
                 self.schedule.step_update(step)
                 with explained(partial(self._out_of_memory, step)):
@@ -194,8 +195,9 @@ class Trainer:
                     if self.left_out:
                         values[tracking.LEFT_OUT] = self.left_out
                     self.tracker.log(self.stage, done, **values)
-                    told = {"loss": f"{outcome.loss:.3f}", "lr": f"{lr:.1e}"} | self.told
-                    bar.set_postfix(told | {"images/s": f"{values[tracking.IMAGES_PER_SECOND]:.0f}"}, refresh=False)
+                    told = {"loss": f"{outcome.loss:.3f}"} | self.told
+                    told |= {"images/s": f"{values[tracking.IMAGES_PER_SECOND]:.0f}", "lr": f"{lr:.1e}"}
+                    bar.set_postfix(told, refresh=False)
                 bar.update()
                 if self.on_step:
                     self.on_step(done, plan.stop)
@@ -241,7 +243,7 @@ class Trainer:
             tops.append(f"{figures[self.validation.metric(tracking.TOP1)]:.1f}")
         if self.accelerator.is_main_process:
             self.best = self.validation.better(self.best, {tracking.STEP: done} | facts | figures, weights)
-        self.validated, self.told = done, {"top-1": "/".join(tops)}
+        self.validated, self.told = done, {"top-1": "/".join(tops[:2])}
         meter.leave_out(time.perf_counter() - began)
 
     def _is_due(self, done: int, outcome: Outcome) -> bool:
