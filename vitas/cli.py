@@ -138,6 +138,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     importing.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the model")
     importing.add_argument("--config", metavar="NET.json", help="its model config, if it is not a published network")
 
+    for trains in (run, rank):
+        trains.add_argument("-v", "--verbose", action="store_true", help="show what libraries say, and their warnings")
     for takes_settings in (run, check, rank):
         takes_settings.add_argument(
             "overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's: supernet.epochs=10"
@@ -188,9 +190,13 @@ def _complain(line: str) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from vitas import recipe
+    from vitas.report import terminal
     from vitas.runs.launch import missing_cpu_ranks
 
     settings = recipe.load(options.recipe, options.overrides)
+    if options.verbose:
+        os.environ[terminal.VERBOSE] = "1"
+    terminal.quiet()
     if program := missing_cpu_ranks(sys.orig_argv[1:]):
         os.execv(program[0], program)
     from vitas.runs import stages

@@ -74,8 +74,8 @@ def picture(architecture: Architecture) -> bytes:
         if block is None:
             axes.text(0, place, " skipped", va="center", color="0.5")
             continue
-        axes.barh(place - 0.2, block.qkv_dim, 0.36, color="tab:blue", label="_qkv")
-        axes.barh(place + 0.2, block.mlp_dim, 0.36, color="tab:orange", label="_mlp")
+        axes.barh(place - 0.2, block.qkv_dim, 0.36, color="tab:blue")
+        axes.barh(place + 0.2, block.mlp_dim, 0.36, color="tab:orange")
         axes.text(block.qkv_dim, place - 0.2, f" {block.heads} heads", va="center", fontsize=7)
     axes.axvline(architecture.embed_dim, color="0.6", linestyle=":")
     axes.set(yticks=range(count), yticklabels=range(1, count + 1), ylim=(count - 0.5, -0.5), ylabel="block")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
 
 VERBOSE = "VITAS_VERBOSE"
+
+NOISY = ("DeepSpeed", "accelerate", "torch.distributed.elastic", "datasets", "timm", "root")
+"""Loggers whose warnings are no user's business."""
 
 NEWS = 5.0
 """Seconds between two notes of how far a bar is."""
@@ -19,6 +24,16 @@ NEWS = 5.0
 def verbose() -> bool:
     """Whether libraries may say what they like: option `-v`, which all processes of a run inherit."""
     return bool(os.environ.get(VERBOSE))
+
+
+def quiet() -> None:
+    """Keeps what libraries warn of, and log below errors, from the terminal; in processes started later too."""
+    if verbose() or sys.warnoptions:
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for name in NOISY:
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def say(text: str) -> None:

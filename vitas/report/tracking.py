@@ -109,6 +109,10 @@ class Tracker:
         rest = found and {name: value for name, value in found.items() if name not in (*wanted, STEP)}
         return broadcast_object_list([rest])[0]
 
+    def lines_of(self, stage: str) -> list[dict[str, Any]]:
+        """All lines of a stage, on the main process."""
+        return [line for line in self._known().values() if line[STAGE] == stage] if self.main else []
+
     def rewind(self, stage: str, step: int, validated: int | None = None) -> None:
         """Forgets what this stage logged after `step`, its validations after `validated`, and what is damaged."""
         last = step if validated is None else validated
@@ -216,6 +220,10 @@ class Untracked:
 
     def keep(self, stage: str, files: list[Path], *, weights: bool = False) -> None:
         """Does nothing."""
+
+    def lines_of(self, stage: str) -> list[dict[str, Any]]:
+        """Finds nothing."""
+        return []
 
     def rewind(self, stage: str, step: int, validated: int | None = None) -> None:
         """Does nothing."""

@@ -14,6 +14,7 @@ from vitas import recipe
 from vitas.data import sources
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
+from vitas.report.tables import time_table
 from vitas.report.tracking import Tracker
 from vitas.runs import prerequisites
 from vitas.runs.accelerator import make_accelerator
@@ -58,7 +59,10 @@ def run(settings: Recipe) -> None:
         }
         for stage in settings.stages:
             stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
+            tracker.outlook.begin(stage, accelerator.num_processes)
             works[stage](context)
         tracker.finish()
+        if len(settings.stages) > 1:
+            context.say(time_table({stage: tracker.outlook.spent[stage] for stage in settings.stages}))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -21,6 +21,7 @@ from vitas.data.plan import make_plan
 from vitas.models.saved import save_weights
 from vitas.report import tracking
 from vitas.report.meter import Meter, peak
+from vitas.report.tables import training_table
 from vitas.report.terminal import say
 from vitas.report.tracking import Tracker, Untracked
 from vitas.sections import Training
@@ -155,6 +156,8 @@ class Trainer:
             self._loop()
         final = self.average.module.state_dict() if self.average else state.weights(self.accelerator, self.model)
         self.writer.wait()
+        if lines := self.tracker.lines_of(self.stage):
+            self._say(training_table(self.stage, lines))
         if self.accelerator.is_main_process:
             if self.best:
                 leave_best(self.folder / checkpoint.BEST, self.best, self.stage)
