@@ -1,4 +1,4 @@
-"""The command line: vitas run | watch | check | rank | index | prepare | recipes | describe | import.
+"""The command line: vitas run | watch | check | rank | index | prepare | recipes | describe | dashboard | import.
 
 What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
 """
@@ -98,6 +98,15 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     describe.add_argument("other", metavar="NAME|FILE", nargs="?", help="another one, to be printed beside it")
     describe.add_argument("--classes", metavar="N", type=int, default=1000, help="classes (default: 1000)")
+
+    dashboard = command(
+        "dashboard",
+        _dashboard,
+        "save a dashboard of a wandb project: its supernets, searches and retrainings",
+        "Needs the extra: pip install 'vitas[dashboard]'.",
+    )
+    dashboard.add_argument("project", metavar="[ENTITY/]PROJECT", help="the project (tracking.project)")
+    dashboard.add_argument("-o", "--output", metavar="FILE.json", help="write it there, without the service")
 
     index = command(
         "index",
@@ -283,6 +292,19 @@ def _describe(options: argparse.Namespace) -> None:
         print(architecture.to_yaml(), end="")
         _print(facts[options.architecture], as_json=False)
         print("\n".join(blocks.bars(architecture)))
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    from vitas.files import write_atomically
+    from vitas.report import dashboard
+
+    if options.output:
+        entity, _, project = options.project.rpartition("/")
+        whole = dashboard.spec(dashboard.build(project, entity))
+        write_atomically(expanded(options.output), json.dumps(whole, indent=1))
+        print(options.output)
+    else:
+        print(dashboard.save(options.project))
 
 
 def _index(options: argparse.Namespace) -> None:

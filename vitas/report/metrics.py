@@ -134,7 +134,7 @@ def _lines() -> Iterator[str]:
     yield ""
     yield "| name | what |"
     yield "|---|---|"
-    for name in ("patch_size", "embed_dim", "depth", "heads", "qkv_dim", "mlp_dim"):
+    for name in t.CHOSEN:
         yield f"| `evolve/{name}` | histogram of what a generation has chosen |"
     yield "| `evolve/front` | the front of the search, a table |"
     yield "| `evolve/architecture` | the best architecture of each budget, a picture |"

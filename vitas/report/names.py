@@ -13,6 +13,9 @@ BEST, SCORED = {TOP1: "best_top1", LOSS: "best_loss"}, "scored"
 MEDIAN = {TOP1: "median_top1", LOSS: "median_loss"}
 FEASIBLE, HYPERVOLUME, CANDIDATES_PER_HOUR = "feasible", "hypervolume", "candidates_per_hour"
 
+CHOSEN = ("patch_size", "embed_dim", "depth", "heads", "qkv_dim", "mlp_dim")
+"""What architectures have chosen: distributions, of a generation."""
+
 MODEL, INPUTS, SHAPE = "model", "inputs", "shape"
 
 HOLDOUT, TEST, SECONDS, IMAGES = "holdout", "test", "seconds", "images"

@@ -14,9 +14,6 @@ from tqdm import tqdm
 
 VERBOSE = "VITAS_VERBOSE"
 
-NOISY = ("DeepSpeed", "accelerate", "torch.distributed.elastic", "datasets", "timm", "root")
-"""Loggers whose warnings are no user's business."""
-
 NEWS = 5.0
 """Seconds between two notes of how far a bar is."""
 
@@ -32,8 +29,7 @@ def quiet() -> None:
         return
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    for name in NOISY:
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+    logging.disable(logging.WARNING)
 
 
 def say(text: str) -> None:
@@ -55,17 +51,17 @@ class Bar(tqdm):
     def seconds_left(self) -> float | None:
         """Seconds left of this bar, by the mean speed since it began."""
         done = self.n - self.initial
-        if not done or not self.total:
+        if self.disable or not done or not self.total:
             return None
         return (self.total - self.n) * (time.time() - self.start_t) / done
 
     @property
     def format_dict(self) -> dict[str, Any]:
         """What may stand in the format of the bar."""
-        times = [(" left", None if self.disable else self.seconds_left)]
-        times += [(" of the run", self.left(self))] if self.left and not self.disable else []
-        shown = [tqdm.format_interval(seconds) + what for what, seconds in times if seconds is not None]
-        return super().format_dict | {"times": ", ".join(shown)}
+        facts = super().format_dict
+        times = [(" left", self.seconds_left), (" of the run", self.left and self.left(self))]
+        shown = [tqdm.format_interval(seconds) + what for what, seconds in times if seconds]
+        return facts | {"times": ", ".join(shown) or tqdm.format_interval(facts["elapsed"])}
 
     def update(self, n: float | None = 1) -> bool | None:
         """Counts, and draws if it is time to."""

@@ -87,7 +87,10 @@ class Hypervolume:
 def choices(generation: Sequence[Entry]) -> dict[str, list[int]]:
     """What the architectures of a generation have chosen, each kept block's heads and widths."""
     architectures = [Architecture.model_validate(entry["architecture"]) for entry in generation]
-    blocks = [block for architecture in architectures for block in architecture.kept]
-    found = {name: [getattr(one, name) for one in architectures] for name in ("patch_size", "embed_dim")}
-    found["depth"] = [len(one.kept) for one in architectures]
-    return found | {name: [getattr(block, name) for block in blocks] for name in ("heads", "qkv_dim", "mlp_dim")}
+    chosen = [
+        {name: [getattr(one, name)] for name in ("patch_size", "embed_dim")}
+        | {"depth": [len(one.kept)]}
+        | {name: [getattr(block, name) for block in one.kept] for name in ("heads", "qkv_dim", "mlp_dim")}
+        for one in architectures
+    ]
+    return {name: [value for each in chosen for value in each[name]] for name in tracking.CHOSEN}
