@@ -13,6 +13,7 @@ from conftest import QUICKSTART, ROOT, launch
 from ranks import Ranks, config, recipe, wait_for
 from wandb_files import segments
 
+from vitas.cli import main
 from vitas.config import UserError
 from vitas.files import read_lines
 from vitas.report import metrics, names
@@ -78,7 +79,7 @@ def run(cwd, *overrides: str, options=()) -> tuple[list[int], str, float]:
     """Exit codes, output and seconds of a run of two steps."""
     began = time.monotonic()
     ranks = Ranks(recipe, str(QUICKSTART), *TWO_STEPS, *overrides, options=list(options), cwd=cwd)
-    return ranks.wait(200), ranks.text(), time.monotonic() - began
+    return ranks.wait(400), ranks.text(), time.monotonic() - began
 
 
 def wandb_runs(folder) -> list[str]:
@@ -337,3 +338,21 @@ def test_a_tracker_that_fails_is_one_line_and_the_others_go_on(quickstart, tmp_p
     assert len(warned) == 1 and warned[0].startswith("warning: tensorboard: ") and "goes on without it" in warned[0]
     (segment,) = segments(settings.folder)
     assert [row["supernet/loss"] for row in segment.rows] == [1.0, 0.5]
+
+
+def test_a_dashboard_is_built_without_the_service(newcomer, tmp_path, capsys):
+    assert main(["dashboard", "me/vitas", "-o", str(tmp_path / "view.json")]) == 0
+    view = json.loads((tmp_path / "view.json").read_text())
+    assert (view["entity"], view["project"]) == ("me", "vitas")
+    sections = {one["name"]: one["panels"] for one in view["spec"]["section"]["panelBankConfig"]["sections"]}
+    assert list(sections) == ["Supernet", "Search", "Retrain"]
+    known = {name for each in metrics.METRICS.values() for name in (metric.name for metric in each)} | {*names.CHOSEN}
+    plots = [panel["config"] for panels in sections.values() for panel in panels if "xAxis" in panel["config"]]
+    assert len(plots) > 25
+    for plot in plots:  # each by its own axis, and of metrics that there are
+        (kind,) = {plot["xAxis"].removesuffix("/step"), *(name.partition("/")[0] for name in plot["metrics"])}
+        assert kind in ("supernet", "evolve", "retrain", "baseline")
+        assert {name.rpartition("/")[2] for name in plot["metrics"]} <= known
+    capsys.readouterr()
+    assert main(["dashboard", "me/vitas"]) == 2
+    assert "dashboard: not logged in to https://" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_a_run_is_watched_from_its_folder_alone(run_folder, capsys):
     assert "evolve    at work\n  step 1: best 70.00, median 50.00, an hour 1,234\n" in shown
     assert "99.00" not in shown  # of another search
     assert "retrain   waits\n" in shown
-    assert "evolve 25% |█████               | 32/128 candidate\n03:00 left, 15:00 of the run\n" in shown
+    assert "evolve 25% |████▌             | 32/128 candidates\n03:00 left, 15:00 of the run\n" in shown
     assert f"process {os.getpid()} on " in shown
 
 
@@ -100,7 +100,8 @@ class Pane:
         self.tmux = ["tmux", "-L", f"vitas-{os.getpid()}-{name}"]
         # By way of a shell that stays: what is on the screen at the end can still be looked at.
         cores = ",".join(map(str, sorted(CORES)))
-        line = f"cd {shlex.quote(str(cwd))}; PYTHONPATH={ROOT} taskset -c {cores} {shlex.join(command)}; echo ended $?; cat"
+        words = f"PYTHONPATH={ROOT} taskset -c {cores} {shlex.join(command)}"
+        line = f"cd {shlex.quote(str(cwd))}; {words}; echo ended $?; cat"
         environment = os.environ | {"TERM": "screen", "LC_ALL": "C.UTF-8"}
         new = [*self.tmux, "-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "50", line]
         subprocess.run(new, check=True, env=environment)
@@ -112,7 +113,7 @@ class Pane:
 
     def wait(self, words: str, seconds: float) -> list[str]:
         end = time.monotonic() + seconds
-        while not any(words in line for line in (lines := self.screen())):
+        while words not in "\n".join(lines := self.screen()):
             assert time.monotonic() < end, lines
             time.sleep(0.1)
         return lines
@@ -144,9 +145,9 @@ def test_the_view_in_a_terminal_has_no_wrapped_and_no_doubled_lines(run_folder):
 @pytest.mark.launch
 def test_the_bars_in_a_terminal_have_no_wrapped_and_no_doubled_lines(tmp_path):
     settings = [
-        "stages=[supernet,evolve,retrain]", "supernet.epochs=2", "supernet.warmup_epochs=1", "supernet.validate_every=1",
-        "retrain.epochs=1", "retrain.warmup_epochs=0.5", "evolve.population=4", "evolve.generations=2",
-        "evolve.batch_size=16", "evolve.finalists=0", "data.workers=0",
+        "stages=[supernet,evolve,retrain]", "supernet.epochs=2", "supernet.warmup_epochs=1",
+        "supernet.validate_every=1", "retrain.epochs=1", "retrain.warmup_epochs=0.5", "evolve.population=4",
+        "evolve.generations=2", "evolve.batch_size=16", "evolve.finalists=0", "data.workers=0",
     ]  # fmt: skip
     with Pane("bars", [sys.executable, "-m", "vitas", "run", str(QUICKSTART), *settings], tmp_path) as pane:
         at_work = pane.wait("of the run", 200)

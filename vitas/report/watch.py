@@ -133,7 +133,7 @@ def _news(now: dict[str, Any], done: bool) -> Iterator[str]:
             f"{tqdm.format_interval(one)} {words}" for one, words in times if isinstance(one, (int, float))
         )
         bar = tqdm.format_meter(count, total, 0, ncols=20, bar_format="|{bar}|")
-        yield f"{now['stage']} {100 * count / total:.0f}% {bar} {count}/{total} {now.get('unit', '')}"
+        yield f"{now['stage']} {100 * count / total:.0f}% {bar} {count}/{total} {now.get('unit', '')}s"
         if left:
             yield left
         age = time.time() - float(now.get("time", 0))
