@@ -9,12 +9,16 @@ from unittest import mock
 
 import pytest
 from accelerate import Accelerator
-from conftest import QUICKSTART, launch
-from ranks import Ranks, config, recipe
+from conftest import QUICKSTART, ROOT, launch
+from ranks import Ranks, config, recipe, wait_for
+from wandb_files import segments
 
+from vitas.cli import main
 from vitas.config import UserError
 from vitas.files import read_lines
-from vitas.report.tracking import Tracker, wandb_mode
+from vitas.report import metrics, names
+from vitas.report.login import wandb_mode
+from vitas.report.tracking import Tracker
 
 TWO_STEPS = [
     "stages=[supernet]", "supernet.epochs=0.05", "supernet.warmup_epochs=0.02", "supernet.batch_size=32",
@@ -75,7 +79,7 @@ def run(cwd, *overrides: str, options=()) -> tuple[list[int], str, float]:
     """Exit codes, output and seconds of a run of two steps."""
     began = time.monotonic()
     ranks = Ranks(recipe, str(QUICKSTART), *TWO_STEPS, *overrides, options=list(options), cwd=cwd)
-    return ranks.wait(200), ranks.text(), time.monotonic() - began
+    return ranks.wait(400), ranks.text(), time.monotonic() - began
 
 
 def wandb_runs(folder) -> list[str]:
@@ -226,16 +230,17 @@ def test_a_finished_run_that_is_started_again_adds_no_metrics_and_no_wandb_run(n
         "retrain.epochs=0.05", "retrain.warmup_epochs=0.02", "retrain.batch_size=32", "tracking.wandb=offline",
     ]  # fmt: skip
     metrics = tmp_path / "runs" / "quickstart" / "metrics.jsonl"
+    stages = ["supernet", "evolve", "retrain", "baseline", "evaluate"]
     assert run(tmp_path, *every)[0] == [0]
     before = metrics.read_text()
-    assert wandb_runs(tmp_path) == ["offline"]
-    (written,) = tmp_path.glob("runs/quickstart/wandb/offline-run-*/*.wandb")
-    content = written.read_bytes()
-    assert b"evaluate/found/top1" in content
-    assert b"evaluate/uniform_ViT/top1" in content
+    written = segments(tmp_path / "runs" / "quickstart")
+    assert [(one.group, one.job_type) for one in written] == [("quickstart", stage) for stage in stages]
+    assert all(one.config["supernet"]["batch_size"] == 32 for one in written)
+    assert {"found/top1", "uniform_vit/macs"} <= written[-1].summary.keys()
+    assert written[1].artifacts[-1] == "quickstart-evolve"
     assert run(tmp_path, *every)[0] == [0]
     assert metrics.read_text() == before
-    assert wandb_runs(tmp_path) == ["offline"]
+    assert len(segments(tmp_path / "runs" / "quickstart")) == len(stages)
     # As a kill leaves it that comes between the two models, and in a line of the search.
     lines = before.splitlines(keepends=True)
     assert [json.loads(line).get("model") for line in lines[-2:]] == ["found", "uniform ViT"]
@@ -245,10 +250,109 @@ def test_a_finished_run_that_is_started_again_adds_no_metrics_and_no_wandb_run(n
     again = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in again if line["stage"] == "evolve"] == [1, 2]
     assert [line["model"] for line in again if line["stage"] == "evaluate"] == ["found", "uniform ViT"]
-    assert wandb_runs(tmp_path) == ["offline", "offline"]
+    more = segments(tmp_path / "runs" / "quickstart")[len(stages) :]
+    assert [one.job_type for one in more] == ["evolve", "evaluate"]
+    assert not any("evolve/top1" in row for row in more[0].rows)  # only the front, which the end of a search shows
     # Other weights are other figures.
     weights = tmp_path / "runs" / "quickstart" / "retrain" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
     assert run(tmp_path, *every)[0] == [0]
     again = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["model"] for line in again if line["stage"] == "evaluate"] == ["found", "uniform ViT", "found"]
+
+
+def test_the_page_of_metrics_is_that_of_the_code():
+    assert (ROOT / "docs" / "METRICS.md").read_text() == metrics.page(), (
+        "python -m vitas.report.metrics > docs/METRICS.md"
+    )
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+def test_every_metric_reaches_every_tracker_once_also_after_a_kill(newcomer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    every = [
+        "stages=[supernet,evolve,rank,retrain,baseline,evaluate]", "data.workers=0", "tracking.wandb=offline",
+        "tracking.with=[tensorboard]", "supernet.epochs=2", "supernet.warmup_epochs=0.1", "supernet.validate_every=1",
+        "supernet.checkpoint_every=8", "retrain.epochs=0.6", "retrain.warmup_epochs=0.1", "retrain.validate_every=1",
+        "retrain.ema=0.9", "evolve.population=3", "evolve.generations=2", "evolve.batch_size=16", "evolve.finalists=0",
+        "evolve.objectives=[top1,loss,macs]", "rank.sample=3", "rank.seeds=2", "rank.epochs=0.1",
+    ]  # fmt: skip
+    folder = tmp_path / "runs" / "quickstart"
+    killed = Ranks(recipe, str(QUICKSTART), *every, options=[], cwd=tmp_path)
+    wait_for(lambda: (folder / "metrics.jsonl").read_text().count("supernet/") or '"step": 20' in
+             (folder / "metrics.jsonl").read_text(), 200)  # fmt: skip
+    killed.processes[0].kill()
+    killed.wait()
+    done = Ranks(recipe, str(QUICKSTART), *every, options=[], cwd=tmp_path)
+    assert done.wait(500) == [0], done.text()
+    assert "supernet: goes on from step" in done.text()
+
+    lines = read_lines(folder / "metrics.jsonl")
+    places = [(line["stage"], line["step"], line.get("model")) for line in lines]
+    assert len(set(places)) == len(places)
+    known = {axis: {metric.name for metric in each} for axis, each in metrics.METRICS.items()}
+    absent = {names.MFU, names.LEFT_OUT, names.CHANGED}  # of GPUs, and of trainings that went otherwise
+    for axis, all_names in known.items():
+        told = {name for line in lines if line["stage"] in axis.kinds for name in line} - {"stage", "step"}
+        assert told == all_names - absent
+
+    wanted = {
+        (f"{line['stage']}/{line.get('model', '')}/{name}".replace("//", "/").replace(" ", "_"), line["step"])
+        for line in lines
+        for name, value in line.items()
+        if isinstance(value, (int, float)) and name != "step"
+    }
+    rows = [row for segment in segments(folder) for row in segment.rows]
+    sent = [
+        (name, row[f"{name.partition('/')[0]}/step"])
+        for row in rows
+        for name, value in row.items()
+        if not name.endswith("/step") and not name.startswith("_") and "." not in name
+    ]
+    assert len(set(sent)) == len(sent)
+    assert set(sent) == wanted
+    assert {"evolve/heads.bins", "evolve/front.path", "evolve/architecture.path"} <= {
+        name for row in rows for name in row
+    }
+
+    drawn = []
+    for stage in ("supernet", "evolve", "rank", "retrain", "baseline", "evaluate"):
+        events = EventAccumulator(str(folder / "tensorboard" / stage)).Reload()
+        drawn += [(name, event.step) for name in events.Tags()["scalars"] for event in events.Scalars(name)]
+    assert len(set(drawn)) == len(drawn)
+    assert set(drawn) == wanted
+
+
+def test_a_tracker_that_fails_is_one_line_and_the_others_go_on(quickstart, tmp_path, capsys):
+    tracking = quickstart.tracking.model_copy(update={"others": ["tensorboard"], "wandb": "offline"})
+    settings = quickstart.model_copy(update={"output": str(tmp_path), "tracking": tracking})
+    settings.folder.mkdir(parents=True)
+    (settings.folder / "tensorboard").write_text("in the way")
+    tracker = Tracker(settings, Accelerator())
+    tracker.log("supernet", 10, loss=1.0)
+    tracker.log("supernet", 20, loss=0.5)
+    tracker.finish()
+    warned = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warned) == 1 and warned[0].startswith("warning: tensorboard: ") and "goes on without it" in warned[0]
+    (segment,) = segments(settings.folder)
+    assert [row["supernet/loss"] for row in segment.rows] == [1.0, 0.5]
+
+
+def test_a_dashboard_is_built_without_the_service(newcomer, tmp_path, capsys):
+    assert main(["dashboard", "me/vitas", "-o", str(tmp_path / "view.json")]) == 0
+    view = json.loads((tmp_path / "view.json").read_text())
+    assert (view["entity"], view["project"]) == ("me", "vitas")
+    sections = {one["name"]: one["panels"] for one in view["spec"]["section"]["panelBankConfig"]["sections"]}
+    assert list(sections) == ["Supernet", "Search", "Retrain"]
+    known = {name for each in metrics.METRICS.values() for name in (metric.name for metric in each)} | {*names.CHOSEN}
+    plots = [panel["config"] for panels in sections.values() for panel in panels if "xAxis" in panel["config"]]
+    assert len(plots) > 25
+    for plot in plots:  # each by its own axis, and of metrics that there are
+        (kind,) = {plot["xAxis"].removesuffix("/step"), *(name.partition("/")[0] for name in plot["metrics"])}
+        assert kind in ("supernet", "evolve", "retrain", "baseline")
+        assert {name.rpartition("/")[2] for name in plot["metrics"]} <= known
+    capsys.readouterr()
+    assert main(["dashboard", "me/vitas"]) == 2
+    assert "dashboard: not logged in to https://" in capsys.readouterr().err

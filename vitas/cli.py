@@ -1,4 +1,4 @@
-"""The command line: vitas run | check | rank | index | prepare | recipes | describe | import.
+"""The command line: vitas run | watch | check | rank | index | prepare | recipes | describe | dashboard | import.
 
 What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
 """
@@ -55,6 +55,15 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     run.add_argument("recipe", metavar="RECIPE", help=a_recipe)
 
+    watching = command(
+        "watch",
+        _watch,
+        "show how far a run is, live, from its folder alone",
+        "From any machine that sees the folder; ends when the run does, or by Ctrl-C.",
+    )
+    watching.add_argument("folder", metavar="RUN", help="the folder of a run")
+    watching.add_argument("--once", action="store_true", help="print it once, for scripts")
+
     check = command("check", _check, "tell what a recipe will do: data, steps, costs within reach, memory")
     check.add_argument("recipe", metavar="RECIPE", nargs="?", help=a_recipe)
     check.add_argument(
@@ -83,11 +92,21 @@ def _parse(words: list[str]) -> argparse.Namespace:
     recipes.add_argument("name", metavar="NAME", nargs="?", help="print this one: vitas recipes search_1G > mine.yaml")
     recipes.add_argument("--folder", action="store_true", help="print the folder that holds recipes/ and launch/")
 
-    describe = command("describe", _describe, "print an architecture and its costs")
+    describe = command("describe", _describe, "print an architecture, block by block, and its costs; or compare two")
     describe.add_argument(
         "architecture", metavar="NAME|FILE", help="a name, such as vitas_c; a YAML file, or a folder that holds one"
     )
+    describe.add_argument("other", metavar="NAME|FILE", nargs="?", help="another one, to be printed beside it")
     describe.add_argument("--classes", metavar="N", type=int, default=1000, help="classes (default: 1000)")
+
+    dashboard = command(
+        "dashboard",
+        _dashboard,
+        "save a dashboard of a wandb project: its supernets, searches and retrainings",
+        "Needs the extra: pip install 'vitas[dashboard]'.",
+    )
+    dashboard.add_argument("project", metavar="[ENTITY/]PROJECT", help="the project (tracking.project)")
+    dashboard.add_argument("-o", "--output", metavar="FILE.json", help="write it there, without the service")
 
     index = command(
         "index",
@@ -128,6 +147,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     importing.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the model")
     importing.add_argument("--config", metavar="NET.json", help="its model config, if it is not a published network")
 
+    for trains in (run, rank):
+        trains.add_argument("-v", "--verbose", action="store_true", help="show what libraries say, and their warnings")
     for takes_settings in (run, check, rank):
         takes_settings.add_argument(
             "overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's: supernet.epochs=10"
@@ -178,14 +199,24 @@ def _complain(line: str) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from vitas import recipe
+    from vitas.report import terminal
     from vitas.runs.launch import missing_cpu_ranks
 
     settings = recipe.load(options.recipe, options.overrides)
+    if options.verbose:
+        os.environ[terminal.VERBOSE] = "1"
+    terminal.quiet()
     if program := missing_cpu_ranks(sys.orig_argv[1:]):
         os.execv(program[0], program)
     from vitas.runs import stages
 
     stages.run(settings)
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from vitas.report.watch import watch
+
+    watch(expanded(options.folder), once=options.once)
 
 
 def _rank(options: argparse.Namespace) -> None:
@@ -236,19 +267,41 @@ def _recipes(options: argparse.Namespace) -> None:
 
 def _describe(options: argparse.Namespace) -> None:
     from vitas.models import registry
+    from vitas.report import blocks
     from vitas.spaces import cost
     from vitas.spaces.architecture import MOST_CLASSES
 
-    architecture = registry.find(options.architecture)
     if not 1 <= options.classes <= MOST_CLASSES:
         raise UserError(f"--classes: expected 1 to {MOST_CLASSES:,}, got {options.classes}")
-    costs = cost.count(architecture, options.classes)
-    facts = {"flops_paper": costs["flops"], "macs": costs["macs"], "params": costs["params"]}
+    given = [options.architecture, *([options.other] if options.other else [])]
+    named = {name: registry.find(name) for name in given}
+    facts = {}
+    for name, architecture in named.items():
+        costs = cost.count(architecture, options.classes)
+        facts[name] = {"flops_paper": costs["flops"], "macs": costs["macs"], "params": costs["params"]}
     if options.json:
-        _print(facts | {"architecture": architecture.model_dump(mode="json")}, as_json=True)
+        whole = {name: facts[name] | {"architecture": one.model_dump(mode="json")} for name, one in named.items()}
+        _print(whole if options.other else whole[options.architecture], as_json=True)
+    elif options.other:
+        print("\n".join(blocks.side_by_side(named, facts)))
     else:
+        architecture = named[options.architecture]
         print(architecture.to_yaml(), end="")
-        _print(facts, as_json=False)
+        _print(facts[options.architecture], as_json=False)
+        print("\n".join(blocks.bars(architecture)))
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    from vitas.files import write_atomically
+    from vitas.report import dashboard
+
+    if options.output:
+        entity, _, project = options.project.rpartition("/")
+        whole = dashboard.spec(dashboard.build(project, entity))
+        write_atomically(expanded(options.output), json.dumps(whole, indent=1))
+        print(options.output)
+    else:
+        print(dashboard.save(options.project))
 
 
 def _index(options: argparse.Namespace) -> None:

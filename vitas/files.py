@@ -45,6 +45,13 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     sync(file.parent)
 
 
+def replace(file: Path, content: str) -> None:
+    """Replaces a file by a whole one, as `write_atomically` does, but what a crash leaves of it does not matter."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(content)
+    part.replace(file)
+
+
 def sync(folder: Path) -> None:
     """Makes the renames in a folder outlast a crash."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -376,4 +376,11 @@ class Tracking(Section):
     wandb: Literal["never", "auto", "online", "offline"] = "never"
     """`auto` is online when logged in, else offline."""
     project: str = "vitas"
-    """The wandb project."""
+    """The wandb project, or that of other trackers."""
+    artifacts: Literal["none", "best", "weights"] = "best"
+    """What wandb keeps of the outcome: nothing, the best architectures, or these and the final weights."""
+    others: list[Literal["tensorboard", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"]] = (
+        Field(default=[], alias="with")
+    )
+    """Other trackers of Accelerate's that get the same metrics, such as `[tensorboard]`, in the run folder if they
+    write to disk; each is a package to install."""

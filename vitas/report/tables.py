@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tqdm import tqdm
 
 from vitas.report import tracking
 from vitas.spaces.architecture import Architecture
@@ -39,6 +41,38 @@ def table(rows: dict[str, dict[str, Any]], images: int) -> str:
                      f"{row['params']:>13,}{row[tracking.THROUGHPUT]:>10.0f}")  # fmt: skip
     lines += [f"{name}: {row['shape']}" for name, row in rows.items()]
     return "\n".join([*lines, f"on {images} test images"])
+
+
+def training_table(stage: str, lines: Sequence[dict[str, Any]]) -> str:
+    """What a training has come to, as text: its last figures, and those of its last validation."""
+    of_models = {line[tracking.MODEL]: line for line in lines if tracking.MODEL in line}
+    *_, last = [{}, *(line for line in lines if tracking.LOSS in line)]
+    columns = {
+        "steps": (tracking.STEP, ",d"), "epochs": (tracking.EPOCH, ".1f"), "loss": (tracking.LOSS, ".4f"),
+        "images/s": (tracking.IMAGES_PER_SECOND, ",.0f"), "left out": (tracking.LEFT_OUT, ",d"),
+    }  # fmt: skip
+    shown = {head: format(last[name], how) for head, (name, how) in columns.items() if name in last}
+    width = max(16, *(len(name) + 2 for name in (stage, *of_models)))
+    text = [f"{stage:<{width}}" + "".join(f"{head:>10}" for head in shown)]
+    text.append(f"{'trained':<{width}}" + "".join(f"{value:>10}" for value in shown.values()))
+    if of_models:
+        (images,) = {name for line in of_models.values() for name in (tracking.HOLDOUT, tracking.TEST)
+                     if f"{name}_{tracking.TOP1}" in line}  # fmt: skip
+        text.append(f"{'on the ' + images:<{width}}{'top-1 %':>10}{'top-5 %':>10}{'loss':>10}")
+        for model, line in of_models.items():
+            top1, top5, loss = (line[f"{images}_{name}"] for name in (tracking.TOP1, tracking.TOP5, tracking.LOSS))
+            text.append(f"{model:<{width}}{top1:>10.2f}{top5:>10.2f}{loss:>10.4f}")
+    return "\n".join(text)
+
+
+def time_table(spent: Mapping[str, Sequence[float]]) -> str:
+    """How long the stages of a run took, as text, and for how many device-hours."""
+    rows = {stage: spent[stage] for stage in spent}
+    rows["all"] = [sum(column) for column in zip(*spent.values(), strict=True)] or [0.0, 0.0]
+    lines = [f"{'':<16}{'time':>10}{'device-hours':>14}"]
+    for name, (seconds, of_devices) in rows.items():
+        lines.append(f"{name:<16}{tqdm.format_interval(seconds):>10}{of_devices / 3600:>14.3f}")
+    return "\n".join(lines)
 
 
 def front_table(front: Sequence[dict[str, Any]], *, images: int, loss: bool = False) -> str:

@@ -1,102 +1,117 @@
-"""Metrics: one JSON line each, always; to wandb as well, if asked. Metric names live here only."""
+"""Metrics: one JSON line each, always; to wandb and other trackers as well, if asked."""
 
 from __future__ import annotations
 
-import base64
-import configparser
+import hashlib
 import json
-import netrc
-import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
+from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from vitas.config import RankError, UserError, one_line
-from vitas.files import expanded, read_lines, write_atomically
+from vitas.files import read_lines, write_atomically
 from vitas.recipe import Recipe
-from vitas.report.terminal import say
-
-STAGE, STEP, EPOCH = "stage", "step", "epoch"
-
-LOSS, LR, IMAGES_PER_SECOND, LEFT_OUT = "loss", "lr", "images_per_second", "left_out"
-
-TOP1, TOP5, THROUGHPUT = "top1", "top5", "throughput"
-
-BEST, SCORED = {TOP1: "best_top1", LOSS: "best_loss"}, "scored"
-
-MODEL, INPUTS = "model", "inputs"
-
-HOLDOUT, TEST, SECONDS, IMAGES = "holdout", "test", "seconds", "images"
-"""Images of a validation, whose figures are called `test_top1`, ...; how long it took; a short name of the images."""
-
-TAU, RHO, REGRET, CEILING = "tau", "rho", "regret", "ceiling"
-
-PATIENCE = 5
-"""Seconds that the wandb server has to answer before a run goes on without it."""
+from vitas.report import sinks
+from vitas.report.login import wandb_mode
+from vitas.report.names import *  # noqa: F403
+from vitas.report.names import MODEL, OF_TIME, STAGE, STEP, kind
+from vitas.report.outlook import Outlook
+from vitas.report.sinks import Shown, Sink
+from vitas.report.terminal import Bar, progress, say
 
 
 class Tracker:
     """Writes each metric once, on the main process; on the others it does nothing.
 
     A run that is resumed forgets the steps it will repeat (`rewind`), and a line that is in the file already is not
-    written again: so the file tells each step once. What is new goes to wandb, which is opened for the first of it.
+    written again: so the file tells each step once. What is new goes to wandb and other trackers, which are opened for
+    the first of it, one run of theirs a stage; what a resumed stage repeats is not sent again.
 
     Raises:
-        UserError: On all ranks: wandb is to be online, and cannot be.
+        UserError: On all ranks: wandb is to be online, and cannot be; or a tracker is not installed.
     """
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         self.file = recipe.folder / "metrics.jsonl"
         self.main = accelerator.is_main_process
-        self.lines: set[str] | None = None
-        self.wandb: Any = None
-        self.drawn: set[str] = set()
-        chosen: list[Any] = [None, None]
+        self.lines: dict[str, dict[str, Any]] | None = None
+        self.sinks: list[Sink] = []
+        self.sent = _Sent(recipe)
+        self.outlook = Outlook(recipe.folder)
+        problem: list[Any] = [None]
         if self.main:
             try:
-                chosen[0], why = wandb_mode(recipe.tracking.wandb)
-                if chosen[0]:
-                    where = "" if chosen[0] == "online" else f", in {recipe.folder}/wandb"
-                    say(f"wandb: {chosen[0]}{where}{why and f': {why}'}")
+                self.sinks = self._sinks()
             except UserError as error:
-                chosen[1] = error
-        self.mode, error = broadcast_object_list(chosen)
-        if error:
+                problem[0] = error
+        if error := broadcast_object_list(problem)[0]:
             raise error
 
-    def log(self, stage: str, step: int, **values: Any) -> None:
-        """One line of metrics for one step of one stage, if it is new."""
-        line = json.dumps({STAGE: stage, STEP: step, **values})
-        if not self.main or line in self._known():
-            return
+    def _sinks(self) -> list[Sink]:
+        mode, why = wandb_mode(self.recipe.tracking.wandb)
+        if mode:
+            where = "" if mode == "online" else f", in {self.recipe.folder}/wandb"
+            say(f"wandb: {mode}{where}{why and f': {why}'}")
+        found: list[Sink] = [sinks.Wandb(self.recipe, mode)] if mode else []
+        return found + [sinks.Other(self.recipe, name) for name in self.recipe.tracking.others]
+
+    def log(self, stage: str, step: int, **values: Any) -> bool:
+        """One line of metrics for one step of one stage, if it is new; says whether it is."""
+        line = {STAGE: stage, STEP: step, **values}
+        if not self.main or _identity(line) in self._known():
+            return False
         with self.file.open("a") as lines:
-            lines.write(line + "\n")
-        self._known().add(line)
-        if self.mode:
-            group = f"{stage}/{values[MODEL].replace(' ', '_').replace('/', '_')}" if MODEL in values else stage
-            numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-            with self._going_on():
-                self.wandb = self.wandb or self._open()
-                if stage not in self.drawn:
-                    self.drawn.add(stage)
-                    self.wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/{STEP}")
-                self.wandb.log({f"{stage}/{STEP}": step} | {f"{group}/{key}": value for key, value in numbers.items()})
+            lines.write(json.dumps(line) + "\n")
+        self._known()[_identity(line)] = line
+        if self.sent.covers(stage, line):
+            return False
+        model = f"{values[MODEL].replace(' ', '_').replace('/', '_')}/" if MODEL in values else ""
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        axis, group = f"{kind(stage)}/{STEP}", f"{kind(stage)}/{model}"
+        figures = {axis: step} | {group + name: value for name, value in numbers.items()}
+        # Final figures are looked up, not plotted.
+        summary = {model.lower() + name: value for name, value in numbers.items()} if stage == "evaluate" else {}
+        self._send(stage, lambda sink: sink.log(step, figures, summary))
+        return True
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is anybody to show anything to."""
+        return bool(self.sinks)
+
+    def show(self, stage: str, step: int, **things: Shown) -> None:
+        """Sends what is not a number to the trackers that can show it."""
+        if self.main:
+            named = {f"{kind(stage)}/{name}": thing for name, thing in things.items()}
+            self._send(stage, lambda sink: sink.show(step, named))
+
+    def keep(self, stage: str, files: list[Path], *, weights: bool = False) -> None:
+        """Sends files to the trackers that keep files, as what this stage has made, if the recipe wants that."""
+        if self.main and self.recipe.tracking.artifacts in ("weights", *["best"] * (not weights)):
+            self._send(stage, lambda sink: sink.keep(stage, files))
+
+    def progress(self, stage: str, total: int, unit: str, *, show: bool, initial: int = 0) -> Bar:
+        """A progress bar of a stage, which shows the time left of the run as well, and is noted for who watches it."""
+        bar = progress(stage, total, unit, show=show, initial=initial)
+        return self.outlook.follow(bar, stage) if show else bar
 
     def find(self, stage: str, **values: Any) -> dict[str, Any] | None:
         """What else the line of a stage with these values says, if there is one; all ranks call it, and are told."""
         wanted = {STAGE: stage, **values}
-        lines = map(json.loads, self._known() if self.main else ())
+        lines = self._known().values() if self.main else ()
         found = next((line for line in lines if wanted.items() <= line.items()), None)
         rest = found and {name: value for name, value in found.items() if name not in (*wanted, STEP)}
         return broadcast_object_list([rest])[0]
+
+    def lines_of(self, stage: str) -> list[dict[str, Any]]:
+        """All lines of a stage, on the main process."""
+        return [line for line in self._known().values() if line[STAGE] == stage] if self.main else []
 
     def rewind(self, stage: str, step: int, validated: int | None = None) -> None:
         """Forgets what this stage logged after `step`, its validations after `validated`, and what is damaged."""
@@ -106,15 +121,27 @@ class Tracker:
             return line[STAGE] != stage or line[STEP] <= (last if MODEL in line else step)
 
         if self.main and self.file.is_file():
-            kept = filter(stays, self._read())
+            lines = self._read()
+            self.sent.note(stage, lines, anew=step == 0)
+            kept = filter(stays, lines)
             write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept))
             self.lines = None
 
     def finish(self) -> None:
-        """Closes wandb."""
-        if self.wandb:
-            with self._going_on():
-                self.wandb.finish()
+        """Closes the trackers, and notes that the run is done."""
+        for sink in list(self.sinks):
+            with self._going_on(sink):
+                sink.close()
+        if self.main:
+            self.outlook.end()
+
+    def _send(self, stage: str, work: Callable[[Sink], None]) -> None:
+        for sink in list(self.sinks):
+            with self._going_on(sink):
+                if sink.stage != stage:
+                    sink.close()
+                    sink.open(stage, self.sent.opened(stage))
+                work(sink)
 
     def _read(self) -> list[dict[str, Any]]:
         def is_sound(line: dict[str, Any]) -> bool:
@@ -122,121 +149,93 @@ class Tracker:
 
         return read_lines(self.file, is_sound, tell=say)
 
-    def _known(self) -> set[str]:
+    def _known(self) -> dict[str, dict[str, Any]]:
         if self.lines is None:
-            self.lines = set(map(json.dumps, self._read()))
+            self.lines = {_identity(line): line for line in self._read()}
         return self.lines
 
     @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """What befalls wandb, its service or its server does not end a training: all is in `metrics.jsonl`."""
+    def _going_on(self, sink: Sink) -> Iterator[None]:
+        """What befalls a tracker, its service or its server does not end a training: all is in `metrics.jsonl`."""
         try:
             yield
         except Exception as error:
             why = one_line(error) or type(error).__name__
-            if self.wandb is None and self.recipe.tracking.wandb == "online":
+            if sink.name == "wandb" and not sink.opened and self.recipe.tracking.wandb == "online":
                 raise RankError(f"wandb: {why}; tracking.wandb=offline does without the server") from error
-            say(f"warning: wandb: {why}; the run goes on without it, and all metrics are in {self.file}")
-            self.mode = self.wandb = None
+            say(f"warning: {sink.name}: {why}; the run goes on without it, and all metrics are in {self.file}")
+            self.sinks.remove(sink)
 
-    def _open(self) -> Any:
-        import wandb
 
-        recipe = self.recipe
-        # One wandb run a segment, grouped by name: offline segments cannot be appended to.
-        return wandb.init(
-            project=recipe.tracking.project,
-            name=recipe.name,
-            group=recipe.name,
-            dir=str(recipe.folder),
-            config=recipe.model_dump(mode="json"),
-            mode=self.mode,
-        )
+class _Sent:
+    """What trackers were sent of each stage before it was resumed, and the name of its run there.
+
+    What they have cannot be taken back: a stage that goes on from its last checkpoint sends only what comes after.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.file = recipe.folder / "trackers.json"
+        settings = recipe.model_dump_json(exclude={"name", "output", "stages", "tracking"})
+        self.of = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        try:
+            self.stages: dict[str, dict[str, Any]] = dict(json.loads(self.file.read_text()))
+        except (OSError, ValueError, TypeError):
+            self.stages = {}
+
+    def covers(self, stage: str, line: dict[str, Any]) -> bool:
+        """Whether a line was sent before."""
+        return line[STEP] <= self.stages.get(stage, {}).get("models" if MODEL in line else "steps", -1)
+
+    def note(self, stage: str, lines: list[dict[str, Any]], *, anew: bool) -> None:
+        """Takes the lines of a stage, before some are forgotten, for sent; one that begins anew is another run."""
+        if not (mark := self.stages.get(stage)):
+            return
+        if anew and mark.get("of") != self.of:
+            del self.stages[stage]
+            return
+        for name in ("steps", "models"):
+            steps = [line[STEP] for line in lines if line[STAGE] == stage and (name == "models") == (MODEL in line)]
+            mark[name] = max([mark.get(name, -1), *steps])
+        write_atomically(self.file, json.dumps(self.stages))
+
+    def opened(self, stage: str) -> str:
+        """The name of a stage's run, the same as long as it is that one."""
+        if stage not in self.stages:
+            self.stages[stage] = {"id": secrets.token_hex(6), "of": self.of}
+            write_atomically(self.file, json.dumps(self.stages))
+        return self.stages[stage]["id"]
 
 
 class Untracked:
     """A tracker of what is not worth a line in the metrics of a run."""
 
-    def log(self, stage: str, step: int, **values: Any) -> None:
+    shows = False
+
+    def log(self, stage: str, step: int, **values: Any) -> bool:
         """Does nothing."""
+        return False
+
+    def show(self, stage: str, step: int, **things: Shown) -> None:
+        """Does nothing."""
+
+    def keep(self, stage: str, files: list[Path], *, weights: bool = False) -> None:
+        """Does nothing."""
+
+    def lines_of(self, stage: str) -> list[dict[str, Any]]:
+        """Finds nothing."""
+        return []
 
     def rewind(self, stage: str, step: int, validated: int | None = None) -> None:
         """Does nothing."""
+
+    def progress(self, stage: str, total: int, unit: str, *, show: bool, initial: int = 0) -> Bar:
+        """A progress bar."""
+        return progress(stage, total, unit, show=show, initial=initial)
 
     def find(self, stage: str, **values: Any) -> None:
         """Finds nothing."""
 
 
-def wandb_mode(asked: str) -> tuple[str | None, str]:
-    """`online`, `offline` or None for no wandb at all; and why it is offline, if nobody asked for that.
-
-    Chosen before wandb starts, because a failed start cannot be retried offline. `WANDB_MODE` overrules `asked`.
-
-    Raises:
-        UserError: Online is asked for, and not possible.
-    """
-    if asked == "never":
-        return None, ""
-    modes = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": None}
-    told = os.environ.get("WANDB_MODE")
-    if told and told not in modes:
-        raise UserError(f"WANDB_MODE: expected online, offline or disabled, got {told}")
-    settings = _wandb_settings()
-    if asked == "auto" and not told:
-        told = settings.get("mode")  # of the commands `wandb offline` and `wandb online`
-    asked = modes.get(told, asked) if told else asked
-    if asked not in ("auto", "online"):
-        return asked, ""
-    problem = _problem(settings)
-    if problem and asked == "online":
-        raise UserError(f"tracking.wandb: online: {problem}; tracking.wandb=offline does without the server")
-    return ("offline", problem) if problem else ("online", "")
-
-
-def _wandb_settings() -> dict[str, str]:
-    """What wandb's commands have left in its files. wandb itself is not asked: what it reads first, it keeps."""
-    files = configparser.ConfigParser(interpolation=None)
-    try:
-        files.read([
-            expanded(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")) / "settings",
-            expanded(os.environ.get("WANDB_DIR", ".")) / "wandb" / "settings",
-        ])  # fmt: skip
-        return dict(files["default"])
-    except (OSError, ValueError, KeyError, configparser.Error):
-        return {}
-
-
-def _problem(settings: dict[str, str]) -> str:
-    """Why wandb cannot be online: no login, no answer, or a key that is not taken; empty if it can."""
-    import wandb
-
-    usual = wandb.Settings().base_url
-    url = (os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or usual).rstrip("/")
-    # Logins from before wandb moved to its present address stand under the old one.
-    hosts = [urlsplit(url).netloc] + ["api.wandb.ai"] * (url == usual)
-    key = os.environ.get("WANDB_API_KEY") or settings.get("api_key") or _netrc_key(hosts)
-    if not key and not os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return f"not logged in to {url} (wandb login)"
-    login = {"Authorization": f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"} if key else {}
-    question = b'{"query": "{viewer {id}}"}'
-    try:
-        request = Request(f"{url}/graphql", question, {"Content-Type": "application/json"} | login)
-        urlopen(request, timeout=PATIENCE).close()
-    except HTTPError as error:
-        return f"{url} does not take the key (wandb login)" if error.code in (401, 403) else ""
-    except (OSError, ValueError, HTTPException) as error:
-        return f"{url} cannot be reached: {one_line(getattr(error, 'reason', error))}"
-    return ""
-
-
-def _netrc_key(hosts: list[str]) -> str | None:
-    named = os.environ.get("NETRC")
-    for file in [named] if named else ["~/.netrc", "~/_netrc"]:
-        try:
-            entries = netrc.netrc(expanded(file))
-        except (OSError, ValueError, netrc.NetrcParseError):
-            continue
-        for host in hosts:
-            if found := entries.authenticators(host):
-                return found[2]
-    return None
+def _identity(line: dict[str, Any]) -> str:
+    """What makes a line another one: all but figures of time."""
+    return json.dumps({name: value for name, value in line.items() if name not in OF_TIME})

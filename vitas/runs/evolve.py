@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import statistics
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from vitas.data.decoded import Cached
 from vitas.data.plan import make_plan
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
-from vitas.report import tracking
+from vitas.report import blocks, tracking
+from vitas.report.sinks import Distribution, Picture, Rows
 from vitas.report.tables import front_table, standings_table
-from vitas.report.terminal import progress, say
+from vitas.report.terminal import say
 from vitas.runs import claims, trained, trials
 from vitas.runs.candidates import scored_by
 from vitas.runs.finalists import shortened, tournament
@@ -25,6 +26,7 @@ from vitas.search import evolution, outcome
 from vitas.search.candidates import Candidates
 from vitas.search.evolution import Entry
 from vitas.search.outcome import Fronts
+from vitas.search.progress import Hypervolume, choices, figures
 from vitas.spaces.architecture import Architecture
 
 
@@ -74,7 +76,20 @@ def evolve(run: Run) -> None:
         write_atomically(summary, json.dumps(_asked(recipe)))
         table = front_table(front, images=front[0]["images"], loss="loss" in settings.objectives)
         say(f"{table}\n{_next(recipe, folder)}")
+        _show(run, folder, found, front)
     run.accelerator.wait_for_everyone()
+
+
+def _show(run: Run, folder: Path, found: Fronts, front: list[Entry]) -> None:
+    """The outcome for the trackers that can show it."""
+    stage, tracker, step = run.recipe.evolve.stage, run.tracker, run.recipe.evolve.generations
+    shapes = {entry["key"]: Architecture.model_validate(entry["architecture"]) for entry in front}
+    plain = [{name: value for name, value in entry.items() if isinstance(value, (int, float, str))} for entry in front]
+    rows = [row | {"shape": shapes[row["key"]].in_words} for row in plain]
+    best = {"architecture" + (name and f"_{name}"): shapes[each[0]["key"]] for name, each in found.items()}
+    pictures = {name: Picture(blocks.picture(one), one.in_words) for name, one in best.items()} if tracker.shows else {}
+    tracker.show(stage, step, front=Rows(rows), **pictures)
+    tracker.keep(stage, [folder / best_file(name) for name in found])
 
 
 def _asked(recipe: Recipe) -> dict[str, Any]:
@@ -107,7 +122,7 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
     candidates = scored_by(run, supernet, images, lambda *_: _leave_if_stopped(run))
     score = trials.corrected(run, supernet, images.digest, candidates) if settings.trials else candidates.score
     total = settings.population * settings.generations
-    bar = progress(settings.stage, total, "candidate", show=main)
+    bar = run.tracker.progress(settings.stage, total, "candidate", show=main)
     entries: list[Entry] = []
 
     def show(done: int, of: int) -> None:
@@ -131,21 +146,31 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
     )
     objectives = evolution.objectives(settings)
     quality = evolution.quality(objectives)
-    figures = ["top1"] + ["loss"] * ("loss" in settings.objectives)
+    names = ["top1"] + ["loss"] * ("loss" in settings.objectives)
     if main:
         journal.write_text("")
+    volumes: dict[str, Hypervolume] = {}
+    began = time.perf_counter()
     for number, generation in enumerate(generations, 1):
         entries += generation
         fronts = outcome.fronts(entries, recipe.every_budget, objectives)
-        first = {name and f"_{name}": front[0] for name, front in fronts.items() if front}
-        best = {tracking.BEST[figure] + end: entry[figure] for figure in figures for end, entry in first.items()}
-        scored = [entry["top1"] for entry in generation if entry["images"]]
-        total_scored = sum(entry["images"] > 0 for entry in entries)
-        mean = statistics.fmean(scored) if scored else 0.0
+        found = figures(generation, fronts, recipe.every_budget, names)
+        found[tracking.SCORED] = sum(entry["images"] > 0 for entry in entries)
+        for name, budget in recipe.every_budget.items():
+            if number == 1:
+                volumes[name] = Hypervolume(objectives, recipe.space, budget, run.num_classes, generation)
+            found[tracking.HYPERVOLUME + (name and f"_{name}")] = volumes[name].of(fronts[name])
+        now = time.perf_counter()
+        if candidates.fresh:  # scores that were known take no time
+            found[tracking.CANDIDATES_PER_HOUR] = 3600 * len(candidates.fresh) / (now - began)
+        candidates.fresh.clear()
+        began = now
         bar.update(max(0, len(entries) - bar.n))
-        shown = " ".join(f"{entry[quality]:.{2 if quality == 'top1' else 4}f}" for entry in first.values())
-        bar.set_postfix(generation=f"{number}/{settings.generations}", best=shown, refresh=False)
-        run.tracker.log(settings.stage, number, **best, **{tracking.TOP1: mean, tracking.SCORED: total_scored})
+        best = " ".join(f"{front[0][quality]:.{2 if quality == 'top1' else 4}f}" for front in fronts.values() if front)
+        bar.set_postfix(generation=f"{number}/{settings.generations}", best=best, refresh=False)
+        if run.tracker.log(settings.stage, number, **found):
+            chosen = {name: Distribution(values) for name, values in choices(generation).items()}
+            run.tracker.show(settings.stage, number, **chosen)
         if main:
             with journal.open("a") as lines:
                 lines.writelines(json.dumps({"generation": number} | entry) + "\n" for entry in generation)

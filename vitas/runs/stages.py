@@ -17,6 +17,7 @@ from vitas.config import SourceLost
 from vitas.data import sources
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
+from vitas.report.tables import time_table
 from vitas.report.tracking import Tracker
 from vitas.runs import prerequisites
 from vitas.runs.accelerator import make_accelerator
@@ -28,6 +29,7 @@ from vitas.runs.lock import hold
 from vitas.runs.rank import rank
 from vitas.runs.run import Run
 from vitas.runs.training import retrain, supernet
+from vitas.runs.work import works_of
 from vitas.train.stop import StopRequest
 
 
@@ -60,6 +62,7 @@ def _run(settings: Recipe, accelerator: Accelerator, stop: StopRequest, file: Pa
         if accelerator.is_main_process and not file.is_file():  # else it is written when a stage is found to fit
             write_atomically(file, recipe.dump(settings))
         context.say(f"{settings.name}: {stages} on {where}, in {settings.folder}")
+        tracker.outlook.works = works_of(context)
         works = {
             "supernet": supernet,
             "evolve": evolve,
@@ -70,5 +73,8 @@ def _run(settings: Recipe, accelerator: Accelerator, stop: StopRequest, file: Pa
         }
         for stage in settings.stages:
             stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
+            tracker.outlook.begin(stage, accelerator.num_processes)
             works[stage](context)
         tracker.finish()
+        if len(settings.stages) > 1:
+            context.say(time_table({stage: tracker.outlook.spent[stage] for stage in settings.stages}))

@@ -23,9 +23,9 @@ from vitas.runs import found, trained, validations
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.sections import Retraining, Training
-from vitas.spaces.architecture import Architecture
+from vitas.spaces.architecture import Architecture, Population
 from vitas.spaces.budget import sample_inside
-from vitas.spaces.cost import COUNTED
+from vitas.spaces.cost import COUNTED, count, counts
 from vitas.train.alone import alone, one_thread
 from vitas.train.objectives import OBJECTIVES, Objective, cross_entropy
 from vitas.train.trainer import Trainer
@@ -62,6 +62,7 @@ def supernet(run: Run) -> None:
         images,
         space.image_size,
         inputs=partial(subnets, settings, run.num_classes, skips),
+        macs=partial(macs_of_step, settings, run.num_classes, skips, len(net.sides)),
         objective=OBJECTIVES[settings.supernet.distill],
         validation=validations.of_the_supernet(run, net, held_out),
     )
@@ -86,6 +87,14 @@ def subnets(
     return (*space.ends(seed, step), *(draw(many * step + number) for number in range(many)))
 
 
+def macs_of_step(
+    recipe: Recipe, num_classes: int, skips: Mapping[str, float], sides: int, step: int, steps: int
+) -> int:
+    """Multiply-adds of an image's forward through all subnets of a step."""
+    drawn = subnets(recipe, num_classes, skips, step, steps)
+    return sides * int(counts(Population.of(drawn), num_classes)["macs"].sum())
+
+
 def retrain(run: Run) -> None:
     """Trains the found architecture, or those that the recipe names, one after the other."""
     source = trained.find(run, "retrain.init: supernet") if run.recipe.retrain.init == "supernet" else None
@@ -108,6 +117,7 @@ def train_one(run: Run, architecture: Architecture, stage: str, source: TrainedS
     folder = run.claim(stage, made_with | ({"supernet": source.checksum} if source else {}))
     if not (folder / "model.safetensors").is_file():
         _train_from(run, architecture, stage, source)
+        run.tracker.keep(stage, [folder / "model.safetensors", folder / "config.json"], weights=True)
 
 
 def train_alone(
@@ -175,6 +185,7 @@ def _train_from(
         run.train,
         architecture.image_size,
         lambda step, steps: (),
+        macs=lambda step, steps: count(architecture, run.num_classes)["macs"],
         on_step=on_step,
         validation=None if on_step else validations.of_a_retraining(run, architecture),  # alone, ranks go separate ways
     )
@@ -188,11 +199,12 @@ def _train(
     split: Split,
     image_size: int,
     inputs: Callable[[int, int], tuple[Any, ...]],
+    macs: Callable[[int, int], int],
     objective: Objective = cross_entropy,
     on_step: Callable[[int, int], None] | None = None,
     validation: Validation | None = None,
 ) -> None:
-    """Trains a model on all ranks; `inputs` are those of a step, of so many."""
+    """Trains a model on all ranks; `inputs` and `macs` are those of a step, of so many."""
     source = run.recipe.data
     data = batches.TrainingData(
         split,
@@ -217,6 +229,7 @@ def _train(
         stage=stage,
         data=data,
         inputs=lambda step: inputs(step, plan.stop),
+        macs=lambda step: macs(step, plan.stop),
         tracker=run.tracker,
         stop=run.stop,
         on_step=on_step,

@@ -14,7 +14,7 @@ from vitas.config import RankError, UserError
 from vitas.data.device import DeviceImages
 from vitas.data.splits import Split
 from vitas.models import saved
-from vitas.report.terminal import progress, say
+from vitas.report.terminal import say
 from vitas.runs import claims
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
@@ -107,7 +107,8 @@ class Trainings:
         # The costliest first, so that the last ones are short and all ranks end together.
         wanted = sorted(wanted, key=lambda job: (-cost.count(job.architecture, run.num_classes)["macs"], job.name))
         queue = [job for job in wanted if job.name not in self.known]
-        bar = progress(self.stage, len(wanted), "training", show=main, initial=len(wanted) - len(queue))
+        how = {"show": main, "initial": len(wanted) - len(queue)}
+        bar = run.tracker.progress(self.stage, len(wanted), "training", **how)
 
         def show(done: int, of: int) -> None:
             if run.stop:

@@ -47,6 +47,8 @@ class Candidates:
         self.measure, self.measured, self.cost_store = measure, measured, costs
         self.scorer, self.score_store = scorer, store
         self.is_main = workers.accelerator.is_main_process
+        self.fresh: set[str] = set()
+        """Keys that were scored since somebody emptied it, on the main rank."""
         self.known_costs: dict[str, Line] = {}
         if self.is_main:
             for line in costs.read(self._is_sound):
@@ -77,6 +79,7 @@ class Candidates:
             keys = sorted(by_key, key=lambda key: cost.count(by_key[key], self.num_classes)["macs"], reverse=True)
             missing = [(key, numbers) for key in keys if (numbers := self.scores.missing(key, count))]
             queue = [(by_key[job.key], job) for job in jobs(missing, self.workers.count)]
+            self.fresh |= {key for key, _ in missing}
         if self.scorer.batch_size is None:
             self.scorer.batch_size = broadcast_object_list([self._batch_size(queue)])[0]
         for line in self.workers.do(queue, self._score, self.on_progress):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,6 +28,20 @@ def prepare(accelerator: Accelerator, model: nn.Module, settings: Training, plan
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _configure_deepspeed(accelerator, model, settings, plan)
     return accelerator.prepare(model, optimizer)
+
+
+def gradient_norm(accelerator: Accelerator, model: Any) -> float | None:
+    """The norm of a step's gradient, before any clipping; None where the backend does not tell it, or it is infinite.
+
+    Called between the backward pass and the update, which under DeepSpeed is over by then.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        norm = model.get_global_grad_norm()
+    else:
+        norm = nn.utils.get_total_norm([one.grad for one in model.parameters() if one.grad is not None])
+        if accelerator.scaler:
+            norm = norm / accelerator.scaler.get_scale()
+    return float(norm) if norm is not None and math.isfinite(norm) else None
 
 
 def _configure_deepspeed(accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan) -> None:

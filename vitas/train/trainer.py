@@ -20,8 +20,9 @@ from vitas.data.batches import Batch, TrainingData
 from vitas.data.plan import make_plan
 from vitas.models.saved import save_weights
 from vitas.report import tracking
-from vitas.report.meter import Meter
-from vitas.report.terminal import progress, say
+from vitas.report.meter import Meter, peak
+from vitas.report.tables import training_table
+from vitas.report.terminal import say
 from vitas.report.tracking import Tracker, Untracked
 from vitas.sections import Training
 from vitas.train import backend, checkpoint, failures, state
@@ -72,6 +73,7 @@ class Trainer:
         on_step: Told after each step how many of how many are done, in place of a progress bar and of lines.
         objective: What is made small.
         validation: What is validated meanwhile, if anything.
+        macs: Multiply-adds of a forward of one image at a step, if known.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Trainer:
         on_step: Callable[[int, int], None] | None = None,
         objective: Objective = cross_entropy,
         validation: Validation | None = None,
+        macs: Callable[[int], int] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -102,6 +105,8 @@ class Trainer:
         self.shows = accelerator.is_main_process and on_step is None
         self.objective = objective
         self.validation = validation
+        self.macs, self.peak = macs, peak(accelerator.device, accelerator.mixed_precision)
+        self.gradient_norm: float | None = None
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.feed = Feed(accelerator, data, settings)
@@ -153,6 +158,8 @@ class Trainer:
             self._loop()
         final = self.average.module.state_dict() if self.average else state.weights(self.accelerator, self.model)
         self.writer.wait()
+        if lines := self.tracker.lines_of(self.stage):
+            self._say(training_table(self.stage, lines))
         if self.accelerator.is_main_process:
             if self.best:
                 leave_best(self.folder / checkpoint.BEST, self.best, self.stage)
@@ -165,12 +172,13 @@ class Trainer:
     def _loop(self) -> None:
         plan = self.plan
         batches = iter(self.data.batches(replace(plan, start=self.last.step)))
-        meter = Meter(self.last.step, plan.batch_size)
+        meter = Meter(self.last.step, plan.batch_size, self.peak and plan.world * self.peak if self.macs else None)
         self.saved_at = time.monotonic()
         self.model.train()
         if self.validated < self.last.step and self._is_validation_due(self.last.step):
             self._validate(self.last.step, meter)  # it stopped there without
-        with progress(self.stage, plan.stop, "step", show=self.shows, initial=self.last.step) as bar:
+        how = {"show": self.shows, "initial": self.last.step}
+        with self.tracker.progress(self.stage, plan.stop, "step", **how) as bar:
             for step in range(self.last.step, plan.stop):
                 self.schedule.step_update(step)
                 with explained(partial(self._out_of_memory, step)):
@@ -180,7 +188,7 @@ class Trainer:
                 if step == self.last.step:  # it may have waited for a first batch, a compiler, a stream's old images
                     failures.wait_short()
                 self.writer.check()
-                meter.add(outcome.loss)
+                meter.add(outcome.loss, self.macs(step) if meter.peak and self.macs else 0)
                 done = step + 1
                 if outcome.unreadable:
                     self.feed.share_found()
@@ -189,13 +197,16 @@ class Trainer:
                 if self._is_validation_due(done) and not outcome.stop:  # which must be quick
                     self._validate(done, meter)
                 lr = self.optimizer.param_groups[0]["lr"]
-                if done % LOG_EVERY == 0 or done == plan.stop:
+                if self._is_logged(done):
                     values = meter.read(done) | {tracking.LR: lr, tracking.EPOCH: done / self.steps_per_epoch}
+                    if self.gradient_norm is not None:
+                        values[tracking.GRAD_NORM] = self.gradient_norm
                     if self.left_out:
                         values[tracking.LEFT_OUT] = self.left_out
                     self.tracker.log(self.stage, done, **values)
-                    told = {"loss": f"{outcome.loss:.3f}", "lr": f"{lr:.1e}"} | self.told
-                    bar.set_postfix(told | {"images/s": f"{values[tracking.IMAGES_PER_SECOND]:.0f}"}, refresh=False)
+                    told = {"loss": f"{outcome.loss:.3f}"} | self.told
+                    told |= {"images/s": f"{values[tracking.IMAGES_PER_SECOND]:.0f}", "lr": f"{lr:.1e}"}
+                    bar.set_postfix(told, refresh=False)
                 bar.update()
                 if self.on_step:
                     self.on_step(done, plan.stop)
@@ -221,6 +232,9 @@ class Trainer:
         self.stop.words = f"{why}; {self.stage}: saved after step {step}; the same command goes on"
         self.stop.leave()
 
+    def _is_logged(self, done: int) -> bool:
+        return done % LOG_EVERY == 0 or done == self.plan.stop
+
     def _is_validation_due(self, done: int) -> bool:
         return bool(self.validation and self.validation.is_due(done, self.steps_per_epoch, self.plan.stop))
 
@@ -238,7 +252,7 @@ class Trainer:
             tops.append(f"{figures[self.validation.metric(tracking.TOP1)]:.1f}")
         if self.accelerator.is_main_process:
             self.best = self.validation.better(self.best, {tracking.STEP: done} | facts | figures, weights)
-        self.validated, self.told = done, {"top-1": "/".join(tops)}
+        self.validated, self.told = done, {"top-1": "/".join(tops[:2])}
         meter.leave_out(time.perf_counter() - began)
 
     def _is_due(self, done: int, outcome: Outcome) -> bool:
@@ -256,6 +270,7 @@ class Trainer:
     def _step(self, step: int, batches: Iterator[Batch]) -> Outcome:
         """One optimizer step."""
         inputs = self.inputs(step)
+        self.gradient_norm = None
         total = torch.zeros(5, device=self.accelerator.device)
         outcome = Outcome(0.0, False, False, False, False)
         for turn in range(self.plan.accumulation):
@@ -276,6 +291,8 @@ class Trainer:
                         return outcome
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
+                    if self._is_logged(step + 1):
+                        self.gradient_norm = backend.gradient_norm(self.accelerator, self.model)
                     if self.settings.clip_grad:
                         self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
                     self.optimizer.step()
