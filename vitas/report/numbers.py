@@ -44,7 +44,5 @@ def label(value: float, step: float) -> str:
                             if abs(value) >= size)  # fmt: skip
         digits = max(0, -math.floor(math.log10(step / size) + 1e-9)) if step else 0
         return f"{value / size:.{min(digits, 3)}f}{letter}"
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}"
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 2
-    return f"{value:,.{min(digits, 5)}f}"
+    return f"{value:.1e}" if value and digits > 4 else f"{value:,.{digits if value else 0}f}"
