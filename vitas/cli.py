@@ -93,7 +93,16 @@ def _parse(words: list[str]) -> argparse.Namespace:
     report.add_argument("run", metavar="RUN", help="the folder of a run, such as runs/quickstart")
     report.add_argument("-o", "--output", metavar="FILE.html", help="default: report.html in the folder")
 
-    for draws in (report,):
+    compare = command(
+        "compare",
+        _compare,
+        "show several runs side by side: curves, fronts, means over seeds",
+        "Runs that differ in seed and name alone are taken together.",
+    )
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="the folders of runs")
+    compare.add_argument("-o", "--output", metavar="FILE.html", help="default: compare.html")
+
+    for draws in (report, compare):
         draws.add_argument(
             "--png", metavar="DIR", help="write the plots there as PNG, for papers, in place of the page"
         )
@@ -257,12 +266,22 @@ def _recipes(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from vitas.report.figures import figures
+    from vitas.report.page import page
 
     folder = expanded(options.run)
-    _show(figures(folder), options, folder / "report.html")
+    _show(figures(folder), options, folder / "report.html", page)
 
 
-def _show(found: dict[str, Any], options: argparse.Namespace, usual: Path) -> None:
+def _compare(options: argparse.Namespace) -> None:
+    from vitas.report import compare, compared
+
+    found = compare.compare([expanded(run) for run in options.runs])
+    if not options.json:
+        print(compare.table(found))
+    _show(found, options, Path("compare.html"), compared.page)
+
+
+def _show(found: dict[str, Any], options: argparse.Namespace, usual: Path, page: Callable[[Any], str]) -> None:
     """Figures as JSON, as PNG, or, if neither is asked for or a file is named, as a page."""
     if options.json:
         print(json.dumps(found))
@@ -273,7 +292,6 @@ def _show(found: dict[str, Any], options: argparse.Namespace, usual: Path) -> No
             print(file)
     if options.output or not (options.json or options.png):
         from vitas.files import write_atomically
-        from vitas.report.page import page
 
         file = expanded(options.output) if options.output else usual
         write_atomically(file, page(found))

@@ -14,6 +14,9 @@ from vitas.subnets import PER_BLOCK, WHOLE, Choice, every_choice, how_often
 STEPS_LOOKED_AT = 1000
 """Of the supernet's steps, for what they train."""
 
+FEW = 5
+"""Candidates with a choice below which its effect is mostly chance."""
+
 KINDS = {
     "patch_size": "patch size",
     "embed_dim": "width",

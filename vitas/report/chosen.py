@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vitas.report.choices import KINDS
+from vitas.report.choices import FEW, KINDS
 from vitas.report.drawing import svg
 from vitas.report.numbers import label, ticks
-
-FEW = 5
-"""Candidates with a choice below which its effect is mostly chance."""
 
 ROW, WIDTH = 20, 360
 LEFT, RIGHT, SHARES = 52, 250, 60

@@ -121,7 +121,7 @@ def legend(colours: Mapping[str, int]) -> str:
     return f'<div class="legend">{"".join(keys)}</div>'
 
 
-def panel(panel: Mapping[str, Any], x: str, colours: Mapping[str, int]) -> str:
+def panel(panel: Mapping[str, Any], x: str, colours: Mapping[str, int], *, keys: bool = True) -> str:
     """A plot of a panel of `vitas.report.curves`, with its legend; `colours` are those of lines, by name."""
     lines = panel["lines"]
     every = [point for line in lines for point in line["points"]]
@@ -137,8 +137,8 @@ def panel(panel: Mapping[str, Any], x: str, colours: Mapping[str, int]) -> str:
         name = f"{line['name']}: " if len(lines) > 1 else ""
         kind = f"c{colours[line['name']] % COLOURS}"
         drawn.line(line["points"], kind, lambda a, b, name=name: f"{name}{number(b)}\n{x} {a:.4g}")
-    keys = legend({line["name"]: colours[line["name"]] for line in lines}) if len(lines) > 1 else ""
-    return f"<figure>{drawn.svg(panel['name'])}{keys}</figure>"
+    below = legend({line["name"]: colours[line["name"]] for line in lines}) if keys and len(lines) > 1 else ""
+    return f"<figure>{drawn.svg(panel['name'])}{below}</figure>"
 
 
 def number(value: float) -> str:

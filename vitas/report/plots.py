@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vitas.files import write_atomically
-from vitas.report.choices import KINDS
+from vitas.report.choices import FEW, KINDS
 
 WIDTH, HEIGHT = 4.2, 3.0
 """Inches of a small plot."""
@@ -44,7 +44,10 @@ def write(found: Mapping[str, Any], folder: Path) -> list[Path]:
     if found.get("effects"):
         drawn["choices"] = choices(found["effects"])
     if found.get("panels"):
-        drawn["compared"] = panels(found["panels"], "")
+        drawn["curves"] = panels(found["panels"], "")
+    if found.get("fronts"):
+        names = {"name": "top-1 in the supernet", "unit": "%"}
+        drawn["fronts"] = panels([front | names | {"x": front["label"]} for front in found["fronts"]], "")
     files = []
     for name, figure in drawn.items():
         png = BytesIO()
@@ -101,6 +104,8 @@ def candidates(search: Mapping[str, Any], cost: Mapping[str, Any]) -> Figure:
 def architectures(shapes: Sequence[Mapping[str, Any]]) -> Figure:
     """Architectures block by block, each from its patches at the top: a bar for q, k and v, and one for the MLP."""
     deepest = max(len(one["shape"][2]) for one in shapes)
+    widest = [max(one["shape"][1], *(max(block[1:]) for block in one["shape"][2] if block)) for one in shapes]
+    alike = max(widest) <= 3 * min(widest)
     figure = Figure(figsize=(3.4 * len(shapes), 0.9 + 0.24 * deepest), dpi=200, layout="constrained")
     for axes, one in zip(figure.subplots(1, len(shapes), squeeze=False)[0], shapes, strict=True):
         patch, embed, blocks = one["shape"]
@@ -116,6 +121,7 @@ def architectures(shapes: Sequence[Mapping[str, Any]]) -> Figure:
             axes.barh(at + 0.2, mlp, 0.36, color=COLOURS["mlp"])
         axes.set_title(f"{one['name']}\npatch {patch}, width {embed}", fontsize=8)
         axes.set_ylim(deepest - 0.5, -0.5)
+        axes.set_xlim(0, 1.05 * max(widest) if alike else None)
         axes.set_yticks(range(len(blocks)), [str(at + 1) for at in range(len(blocks))], fontsize=5)
         axes.set_xlabel("channels of q/k/v (cut into heads) and MLP", fontsize=6)
         axes.tick_params(axis="x", labelsize=6)
@@ -133,6 +139,9 @@ def choices(effects: Sequence[Mapping[str, Any]]) -> Figure:
             low, high = (row[end] if row[end] is not None else row["effect"] for end in ("low", "high"))
             axes.plot([low, high], [at, at], color="C0", lw=1)
             axes.plot(row["effect"], at, "o", color="C0", ms=4)
+        sure = [abs(row["effect"]) for row in each if row["candidates"] >= FEW]
+        most = 1.6 * max(sure, default=0.0) or None  # intervals of a few candidates are cut
+        axes.set_xlim(most and -most, most)
         axes.axvline(0, color="0.5", lw=0.8)
         axes.set_yticks(range(len(each)), [str(row["value"]) for row in each], fontsize=7)
         axes.set_title(KINDS[kind], fontsize=9)
