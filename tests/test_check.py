@@ -12,10 +12,10 @@ from vitas.config import UserError, keys
 from vitas.models import registry, saved
 from vitas.models.vit import VisionTransformer
 from vitas.runs import check
-from vitas.runs.training import subnets
 from vitas.spaces import architecture as limits
 from vitas.spaces.architecture import Architecture, Block, Population
 from vitas.spaces.cost import counts
+from vitas.subnets import subnets
 from vitas.train.stop import StopRequest
 
 

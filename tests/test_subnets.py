@@ -7,9 +7,9 @@ import pytest
 from conftest import QUICKSTART, ROOT, small_space
 
 from vitas import recipe
-from vitas.runs.training import subnets
 from vitas.spaces import cost
 from vitas.spaces.budget import Budget, calibrate_skip, sample_inside
+from vitas.subnets import subnets
 from vitas.train.trainer import Trainer
 
 

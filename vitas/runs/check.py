@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -27,11 +25,11 @@ from vitas.recipe import Recipe
 from vitas.report.tracking import wandb_mode
 from vitas.runs import pictures, prerequisites
 from vitas.runs.found import choices, search_needed
-from vitas.runs.training import subnets
 from vitas.search import evolution
 from vitas.sections import Training
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
+from vitas.subnets import PER_BLOCK, every_choice, how_often
 from vitas.train import memory
 from vitas.train.memory import PRECISIONS, Backend
 
@@ -78,33 +76,15 @@ def facts(settings: Recipe, backend: Backend, picture: tuple[Path, int] | None =
 
 def _seldom_trained(settings: Recipe, classes: int, steps: int) -> str:
     """Of each kind of choice the one that the fewest steps train, with their share, from some of the steps."""
-    space, skips = settings.space, settings.skip_probabilities(classes)
-    looked_at = np.random.default_rng(0).permutation(steps)[:STEPS_LOOKED_AT].tolist()
-    trained: Counter[tuple[str, str]] = Counter()
-    for step in looked_at:
-        nets = subnets(settings, classes, skips, step, steps)
-        trained.update({choice for net in nets for choice in _choices(net)})
-    every = {("patch_size", f"{size}") for size in space.patch_size}
-    every |= {("embed_dim", f"{width}") for width in space.embed_dim.choices}
-    for name, values in (
-        ("heads", space.heads),
-        ("qkv_dim", space.qkv_dim.choices),
-        ("mlp_dim", space.mlp_dim.choices),
-    ):
-        every |= {(name, f"{value} of block {block}") for value in values for block in range(1, space.depth + 1)}
+    skips = settings.skip_probabilities(classes)
+    trained, looked_at = how_often(settings, classes, skips, steps, done=steps, most=STEPS_LOOKED_AT)
+    every = every_choice(settings.space)
     parts = []
-    for kind in ("patch_size", "embed_dim", "heads", "qkv_dim", "mlp_dim"):
-        _, which = least = min((choice for choice in every if choice[0] == kind), key=lambda one: (trained[one], one))
-        parts.append(f"{kind} {which} in {100 * trained[least] / len(looked_at):.1f} %")
+    for kind in ("patch_size", "embed_dim", *PER_BLOCK):
+        choice = min((choice for choice in every if choice[0] == kind), key=lambda one: (trained[one], one))
+        where = f" of block {choice[1]}" if choice[1] else ""
+        parts.append(f"{kind} {choice[2]}{where} in {100 * trained[choice] / looked_at:.1f} %")
     return ", ".join(parts) + " of the steps"
-
-
-def _choices(net: Architecture) -> Iterator[tuple[str, str]]:
-    yield "patch_size", f"{net.patch_size}"
-    yield "embed_dim", f"{net.embed_dim}"
-    for number, block in enumerate(net.blocks, 1):
-        for name in ("heads", "qkv_dim", "mlp_dim") if block else ():
-            yield name, f"{getattr(block, name)} of block {number}"
 
 
 def backend(config_file: str | None, ranks: int | None, precision: str | None) -> Backend:

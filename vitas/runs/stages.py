@@ -6,8 +6,10 @@ resumes by itself, and does nothing when it is done.
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,10 +29,12 @@ from vitas.runs.evolve import evolve
 from vitas.runs.launch import end_launcher_of_ranks, end_launcher_quietly
 from vitas.runs.lock import hold
 from vitas.runs.rank import rank
+from vitas.runs.reporting import Reporting
 from vitas.runs.run import Run
 from vitas.runs.training import retrain, supernet
 from vitas.runs.work import works_of
 from vitas.train.stop import StopRequest
+from vitas.version import __version__
 
 
 def run(settings: Recipe) -> None:
@@ -71,10 +75,28 @@ def _run(settings: Recipe, accelerator: Accelerator, stop: StopRequest, file: Pa
             "baseline": baseline,
             "evaluate": evaluate,
         }
-        for stage in settings.stages:
-            stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
-            tracker.outlook.begin(stage, accelerator.num_processes)
-            works[stage](context)
-        tracker.finish()
+        with (
+            Reporting(settings.folder, _machine(accelerator)) if accelerator.is_main_process else nullcontext() as told
+        ):
+            for stage in settings.stages:
+                stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
+                tracker.outlook.begin(stage, accelerator.num_processes)
+                with told.stage(stage) if told else nullcontext():
+                    works[stage](context)
+            tracker.finish()
         if len(settings.stages) > 1:
             context.say(time_table({stage: tracker.outlook.spent[stage] for stage in settings.stages}))
+
+
+def _machine(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run is done on, for those who read of it."""
+    device = accelerator.device
+    return {
+        "devices": accelerator.num_processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "host": os.uname().nodename,
+        "backend": accelerator.distributed_type.value,
+        "precision": accelerator.mixed_precision,
+        "vitas": __version__,
+        "torch": torch.__version__,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -17,15 +17,14 @@ from vitas.data.plan import make_plan
 from vitas.data.splits import Split
 from vitas.models import saved
 from vitas.models.vit import VisionTransformer
-from vitas.recipe import Recipe
 from vitas.report.tracking import Untracked
 from vitas.runs import found, trained, validations
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.sections import Retraining, Training
-from vitas.spaces.architecture import Architecture, Population
-from vitas.spaces.budget import sample_inside
-from vitas.spaces.cost import COUNTED, count, counts
+from vitas.spaces.architecture import Architecture
+from vitas.spaces.cost import COUNTED, count
+from vitas.subnets import macs_of_step, subnets
 from vitas.train.alone import alone, one_thread
 from vitas.train.objectives import OBJECTIVES, Objective, cross_entropy
 from vitas.train.trainer import Trainer
@@ -66,33 +65,6 @@ def supernet(run: Run) -> None:
         objective=OBJECTIVES[settings.supernet.distill],
         validation=validations.of_the_supernet(run, net, held_out),
     )
-
-
-def subnets(
-    recipe: Recipe, num_classes: int, skips: Mapping[str, float], step: int, steps: int
-) -> tuple[Architecture, ...]:
-    """What the supernet trains at a step, of so many: a random subnet, or the largest, the smallest and random ones."""
-    space, seed, many = recipe.space, recipe.seed, recipe.supernet.sandwich
-    budgets = list(recipe.every_budget.items())  # in turn, so that the subnets of every budget are trained
-    inside = step >= round(steps * (1 - recipe.supernet.in_budget))
-
-    def draw(number: int) -> Architecture:
-        name, budget = budgets[number % len(budgets)]
-        if inside:
-            return sample_inside(space, budget, num_classes, seed=seed, step=number, skip=skips[name])
-        return space.sample(seed, number, skip=skips[name])
-
-    if not many:
-        return (draw(step),)
-    return (*space.ends(seed, step), *(draw(many * step + number) for number in range(many)))
-
-
-def macs_of_step(
-    recipe: Recipe, num_classes: int, skips: Mapping[str, float], sides: int, step: int, steps: int
-) -> int:
-    """Multiply-adds of an image's forward through all subnets of a step."""
-    drawn = subnets(recipe, num_classes, skips, step, steps)
-    return sides * int(counts(Population.of(drawn), num_classes)["macs"].sum())
 
 
 def retrain(run: Run) -> None:

@@ -10,10 +10,10 @@ from vitas.models.elastic import sides
 from vitas.report.outlook import Work
 from vitas.runs import finalists, found
 from vitas.runs.run import Run
-from vitas.runs.training import macs_of_step
 from vitas.sections import Training
 from vitas.spaces.budget import sample_inside
 from vitas.spaces.cost import COUNTED, count
+from vitas.subnets import macs_of_step
 
 SAMPLES = 16
 """Steps, or architectures, that a mean is taken of."""
