@@ -291,12 +291,15 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from vitas.models import registry, release, saved, vit
+    from vitas.report import card
 
     config = options.config and expanded(options.config)
     architecture, state = release.convert(expanded(options.file), config)
     model = vit.from_state(architecture, state, release.PREPROCESSING)
+    folder = expanded(options.output)
     try:
-        saved.save_model(expanded(options.output), model)
+        saved.save_model(folder, model)
+        card.write(folder)
     except OSError as error:
         raise UserError(f"{options.output}: {error.strerror}") from None
     params = sum(value.numel() for value in state.values())

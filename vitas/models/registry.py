@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vitas.config import UserError, did_you_mean, one_line
+from vitas.config import UserError, did_you_mean, one_line, parse
 from vitas.files import expanded
 from vitas.models import release
-from vitas.models.vit import VisionTransformer
+from vitas.models.vit import VisionTransformer, bare_cfg
 from vitas.spaces.architecture import Architecture, Block
 
 
@@ -117,7 +118,23 @@ def vitas_f(pretrained: bool = False, **options: Any) -> nn.Module:
     return _create("vitas_f", pretrained, **options)
 
 
-def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
+@register_model
+def vitas(
+    pretrained: bool = False, *, architecture: Architecture | Mapping[str, Any] | str | None = None, **options: Any
+) -> nn.Module:
+    """Any architecture: a value, its fields, a name or a file; model folders say theirs in `config.json`."""
+    if architecture is None:
+        raise UserError("vitas: which architecture? timm.create_model('local-dir:DIR'), or architecture='FILE.yaml'")
+    if isinstance(architecture, str):
+        architecture = find(architecture)
+    elif not isinstance(architecture, Architecture):
+        architecture = parse(Architecture, dict(architecture), source="architecture")
+    if options.get("pretrained_cfg") is None:
+        options["pretrained_cfg"] = bare_cfg(architecture)
+    return _create("vitas", pretrained, architecture, **options)
+
+
+def _create(name: str, pretrained: bool, architecture: Architecture | None = None, **options: Any) -> nn.Module:
     source = resolve_pretrained_cfg(name, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
     if pretrained and not (source.has_weights or source.state_dict):
         raise UserError(
@@ -126,12 +143,16 @@ def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
         )
     if unheeded := DECIDED & options.keys():
         raise UserError(f"{name}: {min(unheeded)}: not an option here, the architecture decides it")
+    architecture = architecture or ARCHITECTURES[name]
     return build_model_with_cfg(
-        partial(_build, ARCHITECTURES[name]),
+        partial(_build, architecture),
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": options.pop("out_indices", 3), "feature_cls": "getter"},
+        feature_cfg={
+            "out_indices": options.pop("out_indices", min(3, len(architecture.kept))),
+            "feature_cls": "getter",
+        },
         **options,
     )
 

@@ -38,11 +38,15 @@ def save_description(folder: Path, model: VisionTransformer) -> None:
     if name is None or not timm.is_model(name):
         name = "vitas"
         arguments = {"architecture": shape.model_dump(mode="json")}
+    about = {"architecture": name}
+    if names := model.pretrained_cfg.get("label_names"):
+        about["label_names"] = names  # where transformers looks for them
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.json"
-        save_config_for_hf(model, file, {"architecture": name}, arguments)  # pyright: ignore[reportArgumentType]
-        config = file.read_bytes()
-    write_atomically(folder / "config.json", config)
+        save_config_for_hf(model, file, about, arguments)  # pyright: ignore[reportArgumentType]
+        config = json.loads(file.read_text())
+    config.get("model_args", {}).pop("num_classes", None)  # said above as well, and transformers gives it itself
+    write_atomically(folder / "config.json", json.dumps(config, indent=2))
     write_atomically(folder / "architecture.yaml", shape.to_yaml())
 
 

@@ -18,6 +18,7 @@ from vitas.data.splits import Split
 from vitas.models import saved
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe
+from vitas.report import card
 from vitas.report.tracking import Untracked
 from vitas.runs import found, trained, validations
 from vitas.runs.run import Run
@@ -108,6 +109,8 @@ def train_one(run: Run, architecture: Architecture, stage: str, source: TrainedS
     folder = run.claim(stage, made_with | ({"supernet": source.checksum} if source else {}))
     if not (folder / "model.safetensors").is_file():
         _train_from(run, architecture, stage, source)
+        if run.accelerator.is_main_process:
+            card.write(folder)
 
 
 def train_alone(
