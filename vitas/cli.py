@@ -1,4 +1,4 @@
-"""The command line: vitas run | check | rank | index | prepare | recipes | describe | import.
+"""The command line: vitas run | check | rank | index | prepare | recipes | describe | import, and `model_commands`.
 
 What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
 """
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vitas import shipped
+from vitas import model_commands, shipped
 from vitas.config import RankError, UserError, did_you_mean, one_line
 from vitas.files import expanded
 from vitas.version import __version__
@@ -128,6 +128,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     importing.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the model")
     importing.add_argument("--config", metavar="NET.json", help="its model config, if it is not a published network")
 
+    model_commands.add(command)
+
     for takes_settings in (run, check, rank):
         takes_settings.add_argument(
             "overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's: supernet.epochs=10"
@@ -189,11 +191,12 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _rank(options: argparse.Namespace) -> None:
+    from vitas import recipe
+
     given = [f"rank.{name}={value}" for name in ("sample", "seeds", "epochs") if (value := getattr(options, name))]
     folder = expanded(options.recipe)
-    if folder.is_dir() and (folder / "recipe.yaml").is_file():  # where it is now, not where it was made
-        place = folder.resolve()
-        given += [f"name={json.dumps(place.name)}", f"output={json.dumps(str(place.parent))}"]
+    if (folder / "recipe.yaml").is_file():
+        given += recipe.placed(folder)
         options.recipe = str(folder / "recipe.yaml")
     options.overrides = ["stages=[rank]", *given, *options.overrides]
     _run(options)

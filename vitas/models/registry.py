@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import nn
 
 from vitas.config import UserError, did_you_mean, one_line, parse
 from vitas.files import expanded
 from vitas.models import release
-from vitas.models.vit import VisionTransformer, bare_cfg
+from vitas.models.vit import VisionTransformer, bare_cfg, resample_positions
 from vitas.spaces.architecture import Architecture, Block
 
 
@@ -52,7 +51,9 @@ def name_of(architecture: Architecture) -> str | None:
 
 
 def find(name_or_file: str) -> Architecture:
-    """The architecture of a name, of a YAML file, or of a folder that holds `architecture.yaml`.
+    """The architecture of a name, of a YAML file, of weights, or of a folder that holds `architecture.yaml`.
+
+    Weights are a `model.safetensors` with such a file beside it, or a `.pth.tar` of a published network.
 
     Raises:
         UserError: There is no such name and no such file, or the file says something else.
@@ -60,6 +61,10 @@ def find(name_or_file: str) -> Architecture:
     path = expanded(name_or_file)
     if name_or_file in ARCHITECTURES or not (os.path.exists(path) or path.suffix or len(path.parts) > 1):
         return named(name_or_file)
+    if path.suffix == ".safetensors":
+        path = path.parent
+    elif path.suffix in (".tar", ".pth"):
+        return release.convert(path)[0]
     return Architecture.from_yaml(path / "architecture.yaml" if os.path.isdir(path) else path)
 
 
@@ -159,14 +164,5 @@ def _create(name: str, pretrained: bool, architecture: Architecture | None = Non
 
 def _build(architecture: Architecture, **options: Any) -> VisionTransformer:
     model = VisionTransformer(architecture, **options)
-    model.register_load_state_dict_pre_hook(_resample_positions)
+    model.register_load_state_dict_pre_hook(resample_positions)
     return model.to(device=options.get("device"), dtype=options.get("dtype"))
-
-
-def _resample_positions(model: VisionTransformer, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Fits positions of another image size to the model, whichever way its weights are loaded."""
-    name = f"{prefix}pos_embed"
-    own = model.pos_embed
-    if own is not None and name in state and state[name].shape[1] != own.shape[1]:
-        tokens = model.num_prefix_tokens
-        state[name] = resample_abs_pos_embed(state[name], model.patch_embed.grid_size, num_prefix_tokens=tokens)

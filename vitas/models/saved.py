@@ -68,6 +68,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise UserError(f"{file}: does not hold the weights of the {type(model).__name__}: {one_line(error)}") from None
 
 
+def weights_file(weights: Path | str) -> Path:
+    """The file that holds the weights of a folder, or itself."""
+    path = expanded(weights)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 def load_model(weights: Path | str, architecture: str | None = None) -> VisionTransformer:
     """The model of an imported, extracted or retrained folder, or of any file of weights; in evaluation mode.
 
@@ -82,8 +88,7 @@ def load_model(weights: Path | str, architecture: str | None = None) -> VisionTr
     Raises:
         UserError: A file is missing or damaged, or the weights are not those of the architecture.
     """
-    weights = expanded(weights)
-    weights = weights / "model.safetensors" if weights.is_dir() else weights
+    weights = weights_file(weights)
     shape = None if architecture is None else find(architecture)
     if weights.suffix != ".safetensors":
         if shape is None:

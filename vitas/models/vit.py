@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, resample_abs_pos_embed
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
@@ -161,3 +161,25 @@ def from_state(
     model.load_state_dict(state, assign=True)
     model.pretrained_cfg |= pretrained_cfg or {}
     return model.eval()
+
+
+def start_from(model: VisionTransformer, other: VisionTransformer) -> None:
+    """Gives a new model the weights of another one of the same blocks, for a training.
+
+    Positions are resampled to its images; the classifier stays new if the other one's classes are not its.
+    """
+    state = other.state_dict()
+    names, theirs = (one.pretrained_cfg.get("label_names") for one in (model, other))
+    if model.num_classes != other.num_classes or (names and theirs and list(names) != list(theirs)):
+        state |= {f"head.{name}": value for name, value in model.head.state_dict().items()}
+    resample_positions(model, state, "")
+    model.load_state_dict(state)
+
+
+def resample_positions(model: VisionTransformer, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Fits positions of another image size in `state` to the model."""
+    name = f"{prefix}pos_embed"
+    own = model.pos_embed
+    if own is not None and name in state and state[name].shape[1] != own.shape[1]:
+        tokens = model.num_prefix_tokens
+        state[name] = resample_abs_pos_embed(state[name], model.patch_embed.grid_size, num_prefix_tokens=tokens)

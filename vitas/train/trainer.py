@@ -70,6 +70,8 @@ class Trainer:
         on_step: Told after each step how many of how many are done, in place of a progress bar and of lines.
         objective: What is made small.
         validation: What is validated meanwhile, if anything.
+        head_epochs: Epochs at the beginning that train the classifier alone. The rest then has a learning rate of zero
+            rather than no gradients: every backend sees the same parameters at all steps.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Trainer:
         on_step: Callable[[int, int], None] | None = None,
         objective: Objective = cross_entropy,
         validation: Validation | None = None,
+        head_epochs: float = 0,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -102,6 +105,7 @@ class Trainer:
         self.validation = validation
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
+        self.head_steps = round(head_epochs * self.steps_per_epoch)
         self.feed = Feed(accelerator, data, settings)
         self.writer = checkpoint.Writer(folder, settings.keep_checkpoints)
         self.last = find_last(accelerator, folder, settings)
@@ -125,7 +129,9 @@ class Trainer:
             model.load_state_dict(saved.weights)  # before DeepSpeed's engine copies them
             if self.average and saved.average:
                 self.average.module.load_state_dict(saved.average)
-        self.model, self.optimizer = backend.prepare(accelerator, model, settings, self.plan)
+        self.model, self.optimizer = backend.prepare(
+            accelerator, model, settings, self.plan, head_apart=self.head_steps > 0
+        )
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=self.plan.stop,
@@ -171,6 +177,9 @@ class Trainer:
         with progress(self.stage, plan.stop, "step", show=self.shows, initial=self.last.step) as bar:
             for step in range(self.last.step, plan.stop):
                 self.schedule.step_update(step)
+                if step < self.head_steps:
+                    for group in self.optimizer.param_groups:
+                        group["lr"] *= not group[backend.WAITS]
                 with explained(partial(self._out_of_memory, step)):
                     outcome = self._step(step, batches)
                 if outcome.lost:
@@ -182,7 +191,7 @@ class Trainer:
                 done = step + 1
                 if self._is_validation_due(done) and not outcome.stop:  # which must be quick
                     self._validate(done, meter)
-                lr = self.optimizer.param_groups[0]["lr"]
+                lr = max(group["lr"] for group in self.optimizer.param_groups)
                 if done % LOG_EVERY == 0 or done == plan.stop:
                     values = meter.read(done) | {tracking.LR: lr, tracking.EPOCH: done / self.steps_per_epoch}
                     if self.left_out:
