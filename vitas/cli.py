@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitas import shipped
+from vitas import model_commands, shipped
 from vitas.config import RankError, UserError, did_you_mean, one_line
 from vitas.files import expanded
 from vitas.version import __version__
@@ -176,6 +176,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
     for trains in (run, rank):
         trains.add_argument("-v", "--verbose", action="store_true", help="show what libraries say, and their warnings")
+    model_commands.add(command)
+
     for takes_settings in (run, check, rank):
         takes_settings.add_argument(
             "overrides", metavar="key=value", nargs="*", help="settings in place of the recipe's: supernet.epochs=10"
@@ -247,11 +249,12 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _rank(options: argparse.Namespace) -> None:
+    from vitas import recipe
+
     given = [f"rank.{name}={value}" for name in ("sample", "seeds", "epochs") if (value := getattr(options, name))]
     folder = expanded(options.recipe)
-    if folder.is_dir() and (folder / "recipe.yaml").is_file():  # where it is now, not where it was made
-        place = folder.resolve()
-        given += [f"name={json.dumps(place.name)}", f"output={json.dumps(str(place.parent))}"]
+    if (folder / "recipe.yaml").is_file():
+        given += recipe.placed(folder)
         options.recipe = str(folder / "recipe.yaml")
     options.overrides = ["stages=[rank]", *given, *options.overrides]
     _run(options)
@@ -403,12 +406,15 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from vitas.models import registry, release, saved, vit
+    from vitas.report import card
 
     config = options.config and expanded(options.config)
     architecture, state = release.convert(expanded(options.file), config)
     model = vit.from_state(architecture, state, release.PREPROCESSING)
+    folder = expanded(options.output)
     try:
-        saved.save_model(expanded(options.output), model)
+        saved.save_model(folder, model)
+        card.write(folder)
     except OSError as error:
         raise UserError(f"{options.output}: {error.strerror}") from None
     params = sum(value.numel() for value in state.values())

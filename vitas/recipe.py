@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -212,6 +213,12 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         section[last] = value
         source = one_line(" ".join([str(file), *overrides]))
     return parse(Recipe, values, source=source)
+
+
+def placed(folder: Path) -> list[str]:
+    """The overrides by which the recipe in a run's folder means that folder: where it is now, not where it was made."""
+    place = folder.resolve()
+    return [f"name={json.dumps(place.name)}", f"output={json.dumps(str(place.parent))}"]
 
 
 def dump(recipe: Recipe) -> str:

@@ -19,7 +19,7 @@ from pydantic import (
 
 from vitas.config import Section, one_line
 from vitas.files import expanded
-from vitas.spaces.architecture import MOST_CLASSES
+from vitas.spaces.architecture import MOST_CLASSES, Pixels
 from vitas.spaces.budget import Rising
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -32,6 +32,9 @@ NAME = r"^[A-Za-z0-9][\w.-]*$"
 
 MAY_CHANGE = ("lr", "epochs", "on_nonfinite")
 """Settings of a training that may change while it runs: what is done so far stands, the rest follows the new ones."""
+
+STARTS = ("scratch", "supernet")
+"""What a training starts from, if not from a model."""
 
 FEWEST_TRIALS = 8
 """Of fewer trials nothing can be learnt."""
@@ -252,17 +255,44 @@ class Retraining(Training):
     as `vitas_c` or `deit_s`, or a YAML file; or a list of these: each is trained in a folder of its own."""
     search: str | None = None
     """Folder of the search that `best`, `front:N` and keys are taken from; left out, that of `evolve.name`."""
-    init: Literal["scratch", "supernet"] = "scratch"
-    """Start from new weights, or from the supernet's."""
+    init: str = "scratch"
+    """What it starts from: new weights, `scratch`; the `supernet`'s; or those of a model of any classes and image size:
+    its folder, a `model.safetensors`, or a `.pth.tar` of the original release. Left out, `architecture` is then its."""
+    image_size: Pixels | None = None
+    """Height and width of the images, in pixels, if not those of the architecture."""
+    head_epochs: NonNegativeFloat = 0
+    """Epochs at the beginning that train the classifier alone, when it does not start from scratch."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth of the last block, rising linearly from 0."""
     compile: bool = False
     """Compile the model with torch.compile."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _architecture_of_init(cls, values: Any) -> Any:
+        init = values.get("init") if isinstance(values, dict) else None
+        if isinstance(init, str) and init not in STARTS and "architecture" not in values:
+            return values | {"architecture": init}
+        return values
+
+    @model_validator(mode="after")
+    def _head_of_something(self) -> Retraining:
+        if self.head_epochs and self.init == "scratch":
+            raise ValueError(f"head_epochs {self.head_epochs:g} needs init: new weights have to be trained as a whole")
+        if self.head_epochs >= self.epochs:
+            raise ValueError(f"head_epochs {self.head_epochs:g} must be fewer than epochs {self.epochs:g}")
+        return self
+
+    @property
+    def starts_from_model(self) -> bool:
+        """Whether `init` names the weights of a model."""
+        return self.init not in STARTS
+
     def over(self, epochs: float, init: Literal["scratch", "supernet"]) -> Retraining:
-        """The same schedule over other epochs and from such weights, with its warm-up in proportion."""
+        """The same schedule over other epochs and from such weights, as a whole, with its warm-up in proportion."""
         warmup = self.warmup_epochs * epochs / self.epochs
-        return self.model_copy(update={"epochs": epochs, "warmup_epochs": warmup, "init": init})
+        changes = {"epochs": epochs, "warmup_epochs": warmup, "init": init, "head_epochs": 0}
+        return self.model_copy(update=changes)
 
     def short(self, epochs: float, init: Literal["scratch", "supernet"]) -> Retraining:
         """`over` so few epochs that an average of weights would still be mostly of the first ones: without it."""

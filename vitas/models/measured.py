@@ -62,10 +62,10 @@ def measure(
         if name == "memory":
             found[name] = weights + images.nbytes + _peak(forward, device)
         elif name == "throughput":
-            found[name] = batch_size / _median_seconds(forward, device, seconds)
+            found[name] = batch_size / median_seconds(forward, device, seconds)
         else:
             assert name == "latency", name
-            found[name] = 1000 * _median_seconds(forward, device, seconds)
+            found[name] = 1000 * median_seconds(forward, device, seconds)
     if compile:
         torch.compiler.reset()
     return found
@@ -75,7 +75,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
-def _median_seconds(forward: Callable[[], Any], device: torch.device, at_least: float) -> float:
+def median_seconds(forward: Callable[[], Any], device: torch.device, at_least: float) -> float:
+    """The median of a warmed-up pass, over so many seconds at least and never fewer than nine passes."""
+
     def one_pass() -> float:
         start = time.perf_counter()
         forward()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import nn
 
-from vitas.config import UserError, did_you_mean, one_line
+from vitas.config import UserError, did_you_mean, one_line, parse
 from vitas.files import expanded
 from vitas.models import release
-from vitas.models.vit import VisionTransformer
+from vitas.models.vit import VisionTransformer, bare_cfg, resample_positions
 from vitas.spaces.architecture import Architecture, Block
 
 
@@ -51,7 +51,9 @@ def name_of(architecture: Architecture) -> str | None:
 
 
 def find(name_or_file: str) -> Architecture:
-    """The architecture of a name, of a YAML file, or of a folder that holds `architecture.yaml`.
+    """The architecture of a name, of a YAML file, of weights, or of a folder that holds `architecture.yaml`.
+
+    Weights are a `model.safetensors` with such a file beside it, or a `.pth.tar` of a published network.
 
     Raises:
         UserError: There is no such name and no such file, or the file says something else.
@@ -59,6 +61,10 @@ def find(name_or_file: str) -> Architecture:
     path = expanded(name_or_file)
     if name_or_file in ARCHITECTURES or not (os.path.exists(path) or path.suffix or len(path.parts) > 1):
         return named(name_or_file)
+    if path.suffix == ".safetensors":
+        path = path.parent
+    elif path.suffix in (".tar", ".pth"):
+        return release.convert(path)[0]
     return Architecture.from_yaml(path / "architecture.yaml" if os.path.isdir(path) else path)
 
 
@@ -117,7 +123,23 @@ def vitas_f(pretrained: bool = False, **options: Any) -> nn.Module:
     return _create("vitas_f", pretrained, **options)
 
 
-def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
+@register_model
+def vitas(
+    pretrained: bool = False, *, architecture: Architecture | Mapping[str, Any] | str | None = None, **options: Any
+) -> nn.Module:
+    """Any architecture: a value, its fields, a name or a file; model folders say theirs in `config.json`."""
+    if architecture is None:
+        raise UserError("vitas: which architecture? timm.create_model('local-dir:DIR'), or architecture='FILE.yaml'")
+    if isinstance(architecture, str):
+        architecture = find(architecture)
+    elif not isinstance(architecture, Architecture):
+        architecture = parse(Architecture, dict(architecture), source="architecture")
+    if options.get("pretrained_cfg") is None:
+        options["pretrained_cfg"] = bare_cfg(architecture)
+    return _create("vitas", pretrained, architecture, **options)
+
+
+def _create(name: str, pretrained: bool, architecture: Architecture | None = None, **options: Any) -> nn.Module:
     source = resolve_pretrained_cfg(name, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
     if pretrained and not (source.has_weights or source.state_dict):
         raise UserError(
@@ -126,26 +148,21 @@ def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
         )
     if unheeded := DECIDED & options.keys():
         raise UserError(f"{name}: {min(unheeded)}: not an option here, the architecture decides it")
+    architecture = architecture or ARCHITECTURES[name]
     return build_model_with_cfg(
-        partial(_build, ARCHITECTURES[name]),
+        partial(_build, architecture),
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": options.pop("out_indices", 3), "feature_cls": "getter"},
+        feature_cfg={
+            "out_indices": options.pop("out_indices", min(3, len(architecture.kept))),
+            "feature_cls": "getter",
+        },
         **options,
     )
 
 
 def _build(architecture: Architecture, **options: Any) -> VisionTransformer:
     model = VisionTransformer(architecture, **options)
-    model.register_load_state_dict_pre_hook(_resample_positions)
+    model.register_load_state_dict_pre_hook(resample_positions)
     return model.to(device=options.get("device"), dtype=options.get("dtype"))
-
-
-def _resample_positions(model: VisionTransformer, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Fits positions of another image size to the model, whichever way its weights are loaded."""
-    name = f"{prefix}pos_embed"
-    own = model.pos_embed
-    if own is not None and name in state and state[name].shape[1] != own.shape[1]:
-        tokens = model.num_prefix_tokens
-        state[name] = resample_abs_pos_embed(state[name], model.patch_embed.grid_size, num_prefix_tokens=tokens)

@@ -38,11 +38,15 @@ def save_description(folder: Path, model: VisionTransformer) -> None:
     if name is None or not timm.is_model(name):
         name = "vitas"
         arguments = {"architecture": shape.model_dump(mode="json")}
+    about = {"architecture": name}
+    if names := model.pretrained_cfg.get("label_names"):
+        about["label_names"] = names  # where transformers looks for them
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "config.json"
-        save_config_for_hf(model, file, {"architecture": name}, arguments)  # pyright: ignore[reportArgumentType]
-        config = file.read_bytes()
-    write_atomically(folder / "config.json", config)
+        save_config_for_hf(model, file, about, arguments)  # pyright: ignore[reportArgumentType]
+        config = json.loads(file.read_text())
+    config.get("model_args", {}).pop("num_classes", None)  # said above as well, and transformers gives it itself
+    write_atomically(folder / "config.json", json.dumps(config, indent=2))
     write_atomically(folder / "architecture.yaml", shape.to_yaml())
 
 
@@ -64,6 +68,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise UserError(f"{file}: does not hold the weights of the {type(model).__name__}: {one_line(error)}") from None
 
 
+def weights_file(weights: Path | str) -> Path:
+    """The file that holds the weights of a folder, or itself."""
+    path = expanded(weights)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 def load_model(weights: Path | str, architecture: str | None = None) -> VisionTransformer:
     """The model of an imported, extracted or retrained folder, or of any file of weights; in evaluation mode.
 
@@ -78,8 +88,7 @@ def load_model(weights: Path | str, architecture: str | None = None) -> VisionTr
     Raises:
         UserError: A file is missing or damaged, or the weights are not those of the architecture.
     """
-    weights = expanded(weights)
-    weights = weights / "model.safetensors" if weights.is_dir() else weights
+    weights = weights_file(weights)
     shape = None if architecture is None else find(architecture)
     if weights.suffix != ".safetensors":
         if shape is None:

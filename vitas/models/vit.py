@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, resample_abs_pos_embed
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
@@ -28,9 +28,10 @@ class Attention(nn.Module):
         self.qkv.bias.register_hook(_without_keys)
         self.proj = nn.Linear(qkv_dim // 3, embed_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        return self.proj(attend(*self.qkv(x).chunk(3, dim=-1), heads=self.num_heads))
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, N, C) to (B, N, C); the mask is that of `scaled_dot_product_attention`."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(attend(q, k, v, heads=self.num_heads, attn_mask=attn_mask, is_causal=is_causal))
 
 
 class Block(nn.Module):
@@ -44,9 +45,9 @@ class Block(nn.Module):
         self.mlp = Mlp(embed_dim, block.mlp_dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = x + self.drop_path(self.attn(self.norm1(x), attn_mask, is_causal))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -87,15 +88,7 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         if isinstance(self.norm, nn.LayerNorm):
             self.norm.eps = FINAL_EPS
         self.architecture = architecture
-        self.pretrained_cfg: dict[str, Any] = {
-            "architecture": "vitas",
-            "input_size": (3, architecture.image_size, architecture.image_size),
-            "fixed_input_size": True,
-            "num_classes": num_classes,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        }
+        self.pretrained_cfg = bare_cfg(architecture) | {"num_classes": num_classes}
         """What is known of the model, under timm's names; whoever trains or loads it adds classes and preprocessing."""
         self._follow_input_size()
 
@@ -126,6 +119,18 @@ class VisionTransformer(vision_transformer.VisionTransformer):
                 nn.init.zeros_(tokens)
 
 
+def bare_cfg(architecture: Architecture) -> dict[str, Any]:
+    """What timm wants to know of any model of this shape."""
+    return {
+        "architecture": "vitas",
+        "input_size": (3, architecture.image_size, architecture.image_size),
+        "fixed_input_size": True,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+
+
 def _without_keys(gradient: Tensor) -> Tensor:
     """The gradient of a qkv bias with zeros for k: softmax ignores that part, so its true gradient is zero.
 
@@ -135,10 +140,12 @@ def _without_keys(gradient: Tensor) -> Tensor:
     return torch.cat([q, torch.zeros_like(k), v])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
     """Scaled dot-product attention of (B, N, C) tensors, their channels split over `heads`; (B, N, C)."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    q, k, v = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in [q, k, v]]  # in a form that TorchScript reads
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal).transpose(1, 2).flatten(2)
 
 
 def from_state(
@@ -154,3 +161,25 @@ def from_state(
     model.load_state_dict(state, assign=True)
     model.pretrained_cfg |= pretrained_cfg or {}
     return model.eval()
+
+
+def start_from(model: VisionTransformer, other: VisionTransformer) -> None:
+    """Gives a new model the weights of another one of the same blocks, for a training.
+
+    Positions are resampled to its images; the classifier stays new if the other one's classes are not its.
+    """
+    state = other.state_dict()
+    names, theirs = (one.pretrained_cfg.get("label_names") for one in (model, other))
+    if model.num_classes != other.num_classes or (names and theirs and list(names) != list(theirs)):
+        state |= {f"head.{name}": value for name, value in model.head.state_dict().items()}
+    resample_positions(model, state, "")
+    model.load_state_dict(state)
+
+
+def resample_positions(model: VisionTransformer, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Fits positions of another image size in `state` to the model."""
+    name = f"{prefix}pos_embed"
+    own = model.pos_embed
+    if own is not None and name in state and state[name].shape[1] != own.shape[1]:
+        tokens = model.num_prefix_tokens
+        state[name] = resample_abs_pos_embed(state[name], model.patch_embed.grid_size, num_prefix_tokens=tokens)

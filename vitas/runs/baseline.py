@@ -48,7 +48,7 @@ def _trained(folder: Path) -> Architecture | None:
 def _winners(run: Run, entrants: dict[str, list[Architecture]]) -> dict[str, Architecture]:
     """Who wins each tournament, judged on the recipe's hold-out."""
     split, held_out = run.train.hold_out(run.recipe.data.holdout, run.recipe.seed)
-    images = run.cached(held_out, "holdout", run.recipe.space.image_size)
+    images = run.cached(held_out, "holdout", next(iter(entrants.values()))[0].image_size)
     standings = tournament(
         run,
         "opponents",

@@ -18,13 +18,12 @@ from vitas.data import sources
 from vitas.data.plan import make_plan
 from vitas.data.splits import Split
 from vitas.files import expanded, make_folder
-from vitas.models import registry
 from vitas.models.supernet import Supernet
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe
 from vitas.report.tracking import wandb_mode
 from vitas.runs import pictures, prerequisites
-from vitas.runs.found import choices, search_needed
+from vitas.runs.found import choices, retrained, search_needed
 from vitas.search import evolution
 from vitas.sections import Training
 from vitas.spaces import cost
@@ -126,7 +125,7 @@ def _model(settings: Recipe, stage: str, classes: int) -> tuple[Callable[[], nn.
         many = settings.supernet.sandwich
         inputs = (largest, smallest, *[largest] * many) if many else (largest,)
         return partial(Supernet, space, classes, **how), inputs, space.image_size
-    known = [registry.find(name) for name in choices(settings).values() if not search_needed(name)]
+    known = [retrained(name, settings) for name in choices(settings).values() if not search_needed(name)]
     if not known:
         skips = settings.skip_probabilities(classes)
         known = [found for name in skips for found in _in_budget(settings, name, classes, 200, skips[name])]

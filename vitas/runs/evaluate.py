@@ -18,7 +18,7 @@ from vitas.files import expanded, write_atomically
 from vitas.models import saved
 from vitas.models.measured import measure
 from vitas.models.vit import VisionTransformer
-from vitas.report import tracking
+from vitas.report import card, tracking
 from vitas.report.tables import table
 from vitas.report.terminal import say
 from vitas.runs import found
@@ -55,8 +55,18 @@ def evaluate(run: Run) -> None:
             run.folder / "evaluation.json",
             json.dumps({name: row | {tracking.IMAGES: total} for name, row in rows.items()}, indent=1),
         )
+        if settings.weights is None:
+            _tell_cards(run, models, rows, total)
         run.test.unreadable.tell(say)
         say(table(rows, total))
+
+
+def _tell_cards(run: Run, models: dict[str, Path], rows: dict[str, dict[str, Any]], images: int) -> None:
+    """Notes the figures of the run's own models beside them, and on their cards."""
+    for name, folder in models.items():
+        facts = rows[name] | {"images": images, "data": run.recipe.data.test or "digits:test"}
+        write_atomically(folder / card.EVALUATION, json.dumps(facts, indent=1))
+        card.write(folder)
 
 
 def _inputs(run: Run, model: VisionTransformer, images: Cached) -> str:

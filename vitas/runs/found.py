@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitas.config import UserError
+from vitas.config import UserError, parse
 from vitas.files import read_lines
 from vitas.models import registry
 from vitas.recipe import Recipe
@@ -76,6 +76,18 @@ def architecture(name: str, search: Path) -> Architecture:
         if entry.get("key") == name:
             return Architecture.model_validate(entry["architecture"])
     raise UserError(f"{name}: no candidate of {search} has this key")
+
+
+def retrained(name: str, recipe: Recipe) -> Architecture:
+    """The architecture that is trained by a name of `retrain.architecture`, for images of `retrain.image_size`.
+
+    Raises:
+        UserError: There is none, or it has no patches in such images.
+    """
+    shape, size = architecture(name, recipe.search_folder), recipe.retrain.image_size
+    if size is None:
+        return shape
+    return parse(Architecture, shape.model_dump() | {"image_size": size}, source="retrain.image_size")
 
 
 def models(recipe: Recipe) -> Mapping[str, Path]:

@@ -9,9 +9,11 @@ import torch
 from vitas.config import UserError, did_you_mean, one_line
 from vitas.data import augment, dali
 from vitas.files import expanded
-from vitas.models import registry
+from vitas.models import registry, saved
+from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe
 from vitas.runs import found
+from vitas.runs.trained import check_blocks
 from vitas.sections import Training
 from vitas.spaces.architecture import Architecture
 
@@ -38,9 +40,10 @@ def check(settings: Recipe) -> None:
     trains_candidates = "evolve" in stages and (settings.evolve.trials or settings.evolve.finalists > 1)
     if stages & {"rank", "retrain", "baseline"} or trains_candidates:
         _check_augmentation("retrain", settings.retrain, settings)
+    start = _start(settings) if "retrain" in stages else None
     if stages & {"retrain", "baseline"}:
         for name in found.choices(settings).values():
-            _check_architecture(name, settings)
+            _check_architecture(name, settings, start)
     if "retrain" in stages and settings.retrain.init == "supernet" and no_supernet:
         raise UserError(
             f"{supernet}: No such file or directory: retrain.init: supernet needs a supernet; add stage supernet"
@@ -49,7 +52,16 @@ def check(settings: Recipe) -> None:
         _check_weights(settings)
 
 
-def _check_architecture(name: str, settings: Recipe) -> None:
+def _start(settings: Recipe) -> VisionTransformer | None:
+    if not settings.retrain.starts_from_model:
+        return None
+    try:
+        return saved.load_model(settings.retrain.init)
+    except UserError as error:
+        raise UserError(f"retrain.init: {error}") from None
+
+
+def _check_architecture(name: str, settings: Recipe, start: VisionTransformer | None) -> None:
     if found.search_needed(name):
         budget, searches = name.partition(":")[2], "evolve" in settings.stages and settings.retrain.search is None
         if searches and name.startswith("best") and budget not in settings.every_budget:
@@ -63,10 +75,13 @@ def _check_architecture(name: str, settings: Recipe) -> None:
         if searches:
             return
     try:
-        architecture = found.architecture(name, settings.search_folder)
+        architecture = found.retrained(name, settings)
     except UserError as error:
         raise UserError(f"retrain.architecture: {error}") from None
+    if start:
+        check_blocks(start, architecture, settings.retrain.init)
     if settings.retrain.init == "supernet":
+        architecture = found.architecture(name, settings.search_folder)
         try:
             settings.space.encode(architecture)
         except UserError as error:

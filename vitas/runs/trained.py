@@ -1,4 +1,4 @@
-"""The trained supernet that a stage needs: this run's, or one that was trained elsewhere."""
+"""What is trained already, and a stage starts from: a supernet, this run's or another one's, or a model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from vitas.config import UserError
 from vitas.data.splits import Split
 from vitas.models import saved
 from vitas.models.supernet import Supernet
+from vitas.models.vit import VisionTransformer
 from vitas.runs import claims
 from vitas.runs.run import Run
+from vitas.spaces.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,52 @@ class TrainedSupernet:
         net = self.run.new_supernet(sharing=self.sharing, attention=self.attention)
         saved.load_weights(net, self.weights)
         return net
+
+    def model(self, architecture: Architecture) -> VisionTransformer:
+        """The subnet with the supernet's weights, for images of the supernet's size."""
+        net = self.load()
+        return net.extract(architecture.model_copy(update={"image_size": net.space.image_size}))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model of any classes and image size."""
+
+    run: Run
+    weights: Path
+    """The file of its weights."""
+
+    @cached_property
+    def checksum(self) -> str:
+        """The sum of its weights. All ranks ask for it."""
+        return self.run.checksum(self.weights)
+
+    def model(self, architecture: Architecture) -> VisionTransformer:
+        """The model; its blocks are those of the architecture."""
+        model = saved.load_model(self.weights)
+        check_blocks(model, architecture, self.weights)
+        return model
+
+
+def check_blocks(model: VisionTransformer, architecture: Architecture, weights: Path | str) -> None:
+    """Sees to it that a model can be where the training of an architecture starts.
+
+    Raises:
+        UserError: They differ in more than the size of images, and the place of skipped blocks.
+    """
+    for name in ("patch_size", "embed_dim", "kept"):
+        theirs, ours = getattr(model.architecture, name), getattr(architecture, name)
+        if theirs != ours:
+            shapes = f"{model.architecture.in_words}; retrain.architecture is {architecture.in_words}"
+            raise UserError(f"retrain.init: {weights}: another architecture than retrain.architecture: {shapes}")
+
+
+def start(run: Run) -> TrainedSupernet | TrainedModel | None:
+    """What stage `retrain` starts from, by `retrain.init`; None for new weights."""
+    init = run.recipe.retrain.init
+    if run.recipe.retrain.starts_from_model:
+        return TrainedModel(run, saved.weights_file(init))
+    return find(run, "retrain.init: supernet") if init == "supernet" else None
 
 
 def find(run: Run, purpose: str) -> TrainedSupernet:

@@ -16,11 +16,12 @@ from vitas.data import augment, batches
 from vitas.data.plan import make_plan
 from vitas.data.splits import Split
 from vitas.models import saved
-from vitas.models.vit import VisionTransformer
+from vitas.models.vit import VisionTransformer, start_from
+from vitas.report import card
 from vitas.report.tracking import Untracked
 from vitas.runs import found, trained, validations
 from vitas.runs.run import Run
-from vitas.runs.trained import TrainedSupernet
+from vitas.runs.trained import TrainedModel, TrainedSupernet
 from vitas.sections import Retraining, Training
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.cost import COUNTED, count
@@ -69,27 +70,32 @@ def supernet(run: Run) -> None:
 
 def retrain(run: Run) -> None:
     """Trains the found architecture, or those that the recipe names, one after the other."""
-    source = trained.find(run, "retrain.init: supernet") if run.recipe.retrain.init == "supernet" else None
+    source = trained.start(run)
     for stage, architecture in architectures(run, "retrain"):
         train_one(run, architecture, stage, source)
 
 
 def architectures(run: Run, stage: str) -> list[tuple[str, Architecture]]:
     """The folder in the run, and the architecture, of each that the recipe names."""
-    recipe = run.recipe
     return [
-        (f"{stage}/{below}" if below else stage, found.architecture(name, recipe.search_folder))
-        for below, name in found.choices(recipe).items()
+        (f"{stage}/{below}" if below else stage, found.retrained(name, run.recipe))
+        for below, name in found.choices(run.recipe).items()
     ]
 
 
-def train_one(run: Run, architecture: Architecture, stage: str, source: TrainedSupernet | None) -> None:
+def train_one(run: Run, architecture: Architecture, stage: str, source: TrainedSupernet | TrainedModel | None) -> None:
     """Trains one architecture, from the weights of `source` on if there is one."""
     made_with = run.settings("retrain") | {"shape": architecture.model_dump(mode="json")}
-    folder = run.claim(stage, made_with | ({"supernet": source.checksum} if source else {}))
+    if run.recipe.retrain.starts_from_model:
+        made_with["retrain"]["init"] = "model"  # wherever it lies
+    if source:
+        made_with["model" if isinstance(source, TrainedModel) else "supernet"] = source.checksum
+    folder = run.claim(stage, made_with)
     if not (folder / "model.safetensors").is_file():
         _train_from(run, architecture, stage, source)
         run.tracker.keep(stage, [folder / "model.safetensors", folder / "config.json"], weights=True)
+        if run.accelerator.is_main_process:
+            card.write(folder)
 
 
 def train_alone(
@@ -134,19 +140,23 @@ def _train_from(
     run: Run,
     architecture: Architecture,
     stage: str,
-    source: TrainedSupernet | None,
+    source: TrainedSupernet | TrainedModel | None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> None:
     settings = run.recipe.retrain
     folder = run.folder / stage
     torch.manual_seed(run.recipe.seed)
     model = VisionTransformer(architecture, run.num_classes, drop_path_rate=settings.drop_path)
-    if source:
-        model.load_state_dict(source.load().extract(architecture).state_dict())
-    if settings.compile:
-        model.compile()
     model.pretrained_cfg |= augment.preprocessing(architecture.image_size, run.recipe.data)
     model.pretrained_cfg |= {"label_names": list(run.train.classes)}
+    if source:
+        other = source.model(architecture)
+        start_from(model, other)
+        for key in ("mean", "std"):
+            if (before := other.pretrained_cfg.get(key)) and list(before) != list(model.pretrained_cfg[key]):
+                run.say(f"{stage}: data.{key} is {list(model.pretrained_cfg[key])}; {source.weights} knows {before}")
+    if settings.compile:
+        model.compile()
     if run.accelerator.is_main_process:
         saved.save_description(folder, model)
     _train(
@@ -160,6 +170,7 @@ def _train_from(
         macs=lambda step, steps: count(architecture, run.num_classes)["macs"],
         on_step=on_step,
         validation=None if on_step else validations.of_a_retraining(run, architecture),  # alone, ranks go separate ways
+        head_epochs=settings.head_epochs if source else 0,
     )
 
 
@@ -175,6 +186,7 @@ def _train(
     objective: Objective = cross_entropy,
     on_step: Callable[[int, int], None] | None = None,
     validation: Validation | None = None,
+    head_epochs: float = 0,
 ) -> None:
     """Trains a model on all ranks; `inputs` and `macs` are those of a step, of so many."""
     source = run.recipe.data
@@ -207,4 +219,5 @@ def _train(
         on_step=on_step,
         objective=objective,
         validation=validation,
+        head_epochs=head_epochs,
     ).run()

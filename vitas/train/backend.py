@@ -15,14 +15,29 @@ from vitas.config import UserError
 from vitas.data.plan import Plan
 from vitas.sections import Training
 
+WAITS = "waits"
+"""Of a group of parameters: whether it is not trained at first."""
 
-def prepare(accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan) -> tuple[Any, Any]:
+
+def prepare(
+    accelerator: Accelerator, model: nn.Module, settings: Training, plan: Plan, *, head_apart: bool = False
+) -> tuple[Any, Any]:
     """The model and its AdamW, wrapped for the backend; without weight decay on biases and other 1-d weights.
+
+    With `head_apart` the parameters of all but the classifier are in groups of their own, which `WAITS` marks.
 
     Raises:
         UserError: The backend cannot do what is asked for.
     """
     groups = param_groups_weight_decay(model, settings.weight_decay)
+    if head_apart:
+        head = {id(parameter) for parameter in model.get_classifier().parameters()}  # pyright: ignore[reportCallIssue]
+        parts = [
+            group | {WAITS: waits, "params": [one for one in group["params"] if (id(one) not in head) == waits]}
+            for group in groups
+            for waits in (True, False)
+        ]
+        groups = [part for part in parts if part["params"]]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
     accelerator.gradient_accumulation_steps = plan.accumulation
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -74,6 +74,8 @@ class Trainer:
         objective: What is made small.
         validation: What is validated meanwhile, if anything.
         macs: Multiply-adds of a forward of one image at a step, if known.
+        head_epochs: Epochs at the beginning that train the classifier alone. The rest then has a learning rate of zero
+            rather than no gradients: every backend sees the same parameters at all steps.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Trainer:
         objective: Objective = cross_entropy,
         validation: Validation | None = None,
         macs: Callable[[int], int] | None = None,
+        head_epochs: float = 0,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -109,6 +112,7 @@ class Trainer:
         self.gradient_norm: float | None = None
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
+        self.head_steps = round(head_epochs * self.steps_per_epoch)
         self.feed = Feed(accelerator, data, settings)
         self.writer = checkpoint.Writer(folder, settings.keep_checkpoints)
         self.last = find_last(accelerator, folder, settings)
@@ -132,7 +136,9 @@ class Trainer:
             model.load_state_dict(saved.weights)  # before DeepSpeed's engine copies them
             if self.average and saved.average:
                 self.average.module.load_state_dict(saved.average)
-        self.model, self.optimizer = backend.prepare(accelerator, model, settings, self.plan)
+        self.model, self.optimizer = backend.prepare(
+            accelerator, model, settings, self.plan, head_apart=self.head_steps > 0
+        )
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=self.plan.stop,
@@ -181,6 +187,9 @@ class Trainer:
         with self.tracker.progress(self.stage, plan.stop, "step", **how) as bar:
             for step in range(self.last.step, plan.stop):
                 self.schedule.step_update(step)
+                if step < self.head_steps:
+                    for group in self.optimizer.param_groups:
+                        group["lr"] *= not group[backend.WAITS]
                 with explained(partial(self._out_of_memory, step)):
                     outcome = self._step(step, batches)
                 if outcome.lost:
@@ -196,7 +205,7 @@ class Trainer:
                         self.data.unreadable.tell(say)  # of the first at once, of all after an epoch
                 if self._is_validation_due(done) and not outcome.stop:  # which must be quick
                     self._validate(done, meter)
-                lr = self.optimizer.param_groups[0]["lr"]
+                lr = max(group["lr"] for group in self.optimizer.param_groups)
                 if self._is_logged(done):
                     values = meter.read(done) | {tracking.LR: lr, tracking.EPOCH: done / self.steps_per_epoch}
                     if self.gradient_norm is not None:
