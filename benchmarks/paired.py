@@ -1,4 +1,4 @@
-"""Ways to do one thing, timed in turn, each in a process of its own; what the machine could do; what a step asks of it."""
+"""Ways to do one thing, timed in turn, each a process of its own; what the machine can; what is asked of it."""
 
 import json
 import os

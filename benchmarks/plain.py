@@ -1,4 +1,4 @@
-"""A supernet written straight from the paper's description, and with AutoFormer's slicing: what ours is measured beside.
+"""A supernet straight from the paper's description, and with AutoFormer's slicing: what ours is measured beside.
 
 The parameters have the names of `vitas.models.supernet`, so that both can have the same weights.
 

@@ -14,13 +14,12 @@ thread of a CPU its own processor time counts, else the clock. Ratios are taken 
     vitas       ours, by the trainer itself, with all that a step of it does
 
 "of mm" is the share of the rate of `torch.mm` on the products of such steps; "roofline" the share of the time that the
-products need at that rate and all other operations at the bandwidth of a copy, if each reads and writes its tensors once.
+products need at that rate, and all other operations at the bandwidth of a copy.
 """
 
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
-from paired import Line, Operations, Worker, bandwidth, in_turn, matrix_rate, median, ratios, serve
+from paired import Line, Worker, bandwidth, in_turn, matrix_rate, median, ratios, serve
 from plain import PlainSupernet
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,9 +64,7 @@ def by_hand(options: argparse.Namespace, settings: recipe.Recipe, way: str) -> t
         net.load_state_dict(Supernet(space, options.classes).state_dict(), assign=True)
     net.to(device)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    model = DistributedDataParallel(
-        net, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    model = DistributedDataParallel(net, find_unused_parameters=True, gradient_as_bucket_view=True)
     fused = way == "autoformer"
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.05, foreach=False, fused=fused)
     half = None if way == "plain" else PRECISIONS[options.precision]
@@ -149,7 +146,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures of a run."""
     settings = recipe.load(options.recipe)
     rest = ["--recipe", options.recipe, "--batch", str(options.batch), "--precision", options.precision,
-            "--device", options.device, "--classes", str(options.classes), "--threads", str(options.threads)]  # fmt: skip
+            "--device", options.device, "--classes", str(options.classes),
+            "--threads", str(options.threads)]  # fmt: skip
     names = options.ways.split(",") if options.ways else ["plain", "autocast", "autoformer", "vitas"]
     if options.precision == "no" and "autocast" in names:
         names.remove("autocast")
