@@ -101,3 +101,19 @@ def test_a_saved_model_is_loaded_with_the_same_logits(tmp_path):
     model = net.extract(net.space.sample(0, 1, skip=0.4))
     save_model(tmp_path, model)
     torch.testing.assert_close(load_model(tmp_path)(IMAGES), model(IMAGES), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_sides_computed_at_once_are_those_one_after_the_other(half):
+    """As on a GPU: the same logits and gradients, with all of a layer's sides in one product."""
+    net = randomised(small_space())
+    architecture = net.space.sample(0, 1, skip=0.4)
+    found = []
+    for groups in ([("left",), ("right",)], [("left", "right")]):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = net._logits(IMAGES, architecture, groups)
+        logits.float().square().sum().backward()
+        found.append([logits, *(weight.grad for weight in net.parameters() if weight.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= (0.02 if half else 1e-5) * one.norm()
