@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import small_space
 
-from vitas.models.elastic import take
+from vitas.models.elastic import patches, take
 from vitas.models.saved import load_model, save_model
 from vitas.models.supernet import Supernet
 from vitas.spaces.space import SearchSpace, Widths
@@ -112,7 +112,8 @@ def test_sides_computed_at_once_are_those_one_after_the_other(half):
     for groups in ([("left",), ("right",)], [("left", "right")]):
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = net._logits(IMAGES, architecture, groups)
+            images = patches(IMAGES.bfloat16() if half else IMAGES, architecture.patch_size)
+            logits = net._logits(images, architecture, groups)
         logits.float().square().sum().backward()
         found.append([logits, *(weight.grad for weight in net.parameters() if weight.grad is not None)])
     for one, other in zip(*found, strict=True):

@@ -134,21 +134,22 @@ class ElasticStem(Elastic):
         """Of patch weight and bias, class token and positions."""
         return [(channels,), (channels,), ((), (), channels), ((), (), channels)]
 
-    def tokens(self, images: Tensor, groups: Sequence[Group]) -> list[Tensor]:
-        """Images (B, 3, H, W) to tokens (B, N, C), the class token first; of several sides at once (S, B, N, C)."""
-        size = self.patch_size
-        patches = (
-            images.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        )
+    def tokens(self, patches: Tensor, groups: Sequence[Group]) -> list[Tensor]:
+        """Patches (B, N - 1, 3 P P) to tokens (B, N, C), the class token first; of sides at once (S, B, N, C)."""
         [slices] = cut([(self, groups)])
         found = []
         for group, (weight, bias, cls_token, pos_embed) in zip(groups, slices, strict=True):
             sides = (len(group),) if len(group) > 1 else ()
-            given = patches.to(weight.dtype).expand(*sides, *patches.shape)
-            x = product(given, weight.flatten(-3), bias)
-            x = torch.cat([cls_token.to(x.dtype).expand(*sides, len(images), -1, -1), x], dim=-2)
+            x = product(patches.to(weight.dtype).expand(*sides, *patches.shape), weight.flatten(-3), bias)
+            x = torch.cat([cls_token.to(x.dtype).expand(*sides, len(patches), -1, -1), x], dim=-2)
             found.append(x + pos_embed)
         return found
+
+
+def patches(images: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) to (B, H W / P P, 3 P P)."""
+    rows = images.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5)
+    return rows.flatten(3).flatten(1, 2)
 
 
 class _Idle(torch.autograd.Function):

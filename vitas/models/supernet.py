@@ -25,6 +25,7 @@ from vitas.models.elastic import (
     cut,
     idle,
     is_parted,
+    patches,
     sides,
     take,
 )
@@ -161,8 +162,12 @@ class Supernet(nn.Module):
         `vitas.models.elastic.idle`.
         """
         # A GPU has the sides at once, for half the launches; a CPU one after the other, for its caches.
-        groups = [(side,) for side in self.sides] if images.device.type == "cpu" else [self.sides]
-        found = [self._logits(images, architecture, groups).sum(0) for architecture in architectures]
+        kind = images.device.type
+        groups = [(side,) for side in self.sides] if kind == "cpu" else [self.sides]
+        if torch.is_autocast_enabled(kind):
+            images = images.to(torch.get_autocast_dtype(kind))
+        of_size = {size: patches(images, size) for size in {each.patch_size for each in architectures}}
+        found = [self._logits(of_size[each.patch_size], each, groups).sum(0) for each in architectures]
         logits = found[0] if len(found) == 1 else torch.stack(found)
         layers = list(self._idle_layers(architectures))
         if is_parted(self.head):
@@ -174,12 +179,12 @@ class Supernet(nn.Module):
         self.grad_checkpointing = enable
 
     def _forward_side(self, images: Tensor, architecture: Architecture, side: str) -> Tensor:
-        return self._logits(images, architecture, [(side,)])[0]
+        return self._logits(patches(images, architecture.patch_size), architecture, [(side,)])[0]
 
-    def _logits(self, images: Tensor, architecture: Architecture, groups: Sequence[Sequence[str]]) -> Tensor:
-        """(S, B, classes) The sides of each group are computed at once."""
+    def _logits(self, cut_up: Tensor, architecture: Architecture, groups: Sequence[Sequence[str]]) -> Tensor:
+        """(S, B, classes) From images cut up into patches; the sides of each group are computed at once."""
         embeds = [[self._embed(architecture.embed_dim, side) for side in group] for group in groups]
-        found = self._stem(architecture).tokens(images, [tuple((embed,) for embed in group) for group in embeds])
+        found = self._stem(architecture).tokens(cut_up, [tuple((embed,) for embed in group) for group in embeds])
         for layer, block in zip(self.blocks, architecture.blocks, strict=True):
             if block is not None:
                 lanes = [

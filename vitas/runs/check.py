@@ -50,6 +50,8 @@ def facts(settings: Recipe, backend: Backend) -> dict[str, Any]:
     mode, why = wandb_mode(settings.tracking.wandb)
     if mode:
         found["wandb"] = f"{mode}{why and f': {why}'}"
+    if slow := memory.slow_half(not torch.cuda.is_available(), backend.precision):
+        found["precision"] = slow
     images = _images(settings)
     classes = images["classes"]
     found |= images | _search(settings, classes)
