@@ -1,5 +1,6 @@
 """Ways to do one thing, timed in turn, each a process of its own; what the machine can; what is asked of it."""
 
+import argparse
 import json
 import os
 import resource
@@ -16,6 +17,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parent.parent
 Line = dict[str, Any]
+
+
+def shown(text: str | None) -> argparse.ArgumentParser:
+    """The options that the benchmarks of steps share."""
+    arguments = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--batch", type=int, default=16)
+    arguments.add_argument("--precision", choices=["no", "bf16"], default="no")
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--threads", type=int, default=1, help="of a CPU")
+    arguments.add_argument("--steps", type=int, default=9)
+    arguments.add_argument("--warm", type=int, default=2, help="steps before those that count")
+    arguments.add_argument("--before", type=Path, metavar="CHECKOUT", help="another checkout to measure, too")
+    arguments.add_argument("--json", type=Path, help="write the figures here, too")
+    arguments.add_argument("--worker", help=argparse.SUPPRESS)
+    return arguments
+
+
+def options_of(options: argparse.Namespace) -> list[str]:
+    """What a worker is told of them."""
+    names = ("batch", "precision", "device", "threads")
+    return [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
 
 
 class Worker:

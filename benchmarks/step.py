@@ -13,6 +13,13 @@ thread of a CPU its own processor time counts, else the clock. Ratios are taken 
     before      ours of another checkout
     vitas       ours, by the trainer itself, with all that a step of it does
 
+and ours without one of its parts:
+
+    mkl         products by torch's own library in place of oneDNN (CPU, float32)
+    turned      both sides at once on a CPU, one after the other on a GPU
+    layers      each layer cuts its own slices, and is called when idle, as under ZeRO-3
+    waits       the loss is waited for before the backward pass
+
 "of mm" is the share of the rate of `torch.mm` on the products of such steps; "roofline" the share of the time that the
 products need at that rate, and all other operations at the bandwidth of a copy.
 """
@@ -22,6 +29,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +38,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
-from paired import Line, Worker, bandwidth, in_turn, matrix_rate, median, ratios, serve
+from paired import Line, Worker, bandwidth, in_turn, matrix_rate, median, options_of, ratios, serve, shown
 from plain import PlainSupernet
 from torch.nn.parallel import DistributedDataParallel
 
 from vitas import recipe
 from vitas.data.batches import Batch
 from vitas.data.splits import Unreadable
+from vitas.models import elastic, supernet
 from vitas.models.supernet import Supernet
 from vitas.report.tracking import Untracked
 from vitas.sections import Augment
@@ -48,11 +57,6 @@ from vitas.train.trainer import Trainer
 
 MOST_STEPS = 10_000
 Step = Callable[[int], float]
-
-
-def architecture(settings: recipe.Recipe, classes: int, number: int) -> Architecture:
-    skip = settings.skip_probabilities(classes)[""]
-    return settings.space.sample(settings.seed, number, skip=skip)
 
 
 def by_hand(options: argparse.Namespace, settings: recipe.Recipe, way: str) -> tuple[Step, Line]:
@@ -85,8 +89,22 @@ def by_hand(options: argparse.Namespace, settings: recipe.Recipe, way: str) -> t
     return step, {"parameters": sum(parameter.numel() for parameter in net.parameters())}
 
 
-def by_trainer(options: argparse.Namespace, settings: recipe.Recipe) -> tuple[Step, Line]:
+def without(way: str) -> None:
+    """Takes a part out of ours."""
+    if way == "mkl":
+        from vitas.models import product  # which an older checkout has not
+
+        product.has_onednn = lambda: False
+    elif way == "turned":
+        usual = Supernet._groups
+        Supernet._groups = lambda net, kind: usual(net, "cuda" if kind == "cpu" else "cpu")
+    elif way == "layers":
+        elastic.is_parted = supernet.is_parted = lambda _: True
+
+
+def by_trainer(options: argparse.Namespace, settings: recipe.Recipe, way: str) -> tuple[Step, Line]:
     """A step of our trainer, on images that are there."""
+    without(way)
     torch.manual_seed(0)
     net = Supernet(settings.space, options.classes)
     images, labels = batch(options)
@@ -116,6 +134,8 @@ def by_trainer(options: argparse.Namespace, settings: recipe.Recipe) -> tuple[St
     )  # fmt: skip
     trainer.model.train()
     trainer.saved_at = 0.0
+    if way == "waits":
+        trainer.waits_late = False
     feed = batches(None)
     return lambda number: trainer._step(number, feed).loss, {
         "parameters": sum(parameter.numel() for parameter in net.parameters())
@@ -145,9 +165,7 @@ def products(net: Architecture, images: int, classes: int) -> list[tuple[int, in
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures of a run."""
     settings = recipe.load(options.recipe)
-    rest = ["--recipe", options.recipe, "--batch", str(options.batch), "--precision", options.precision,
-            "--device", options.device, "--classes", str(options.classes),
-            "--threads", str(options.threads)]  # fmt: skip
+    rest = [*options_of(options), "--recipe", options.recipe, "--classes", str(options.classes)]
     names = options.ways.split(",") if options.ways else ["plain", "autocast", "autoformer", "vitas"]
     if options.precision == "no" and "autocast" in names:
         names.remove("autocast")
@@ -183,7 +201,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "of mm": done / rate,
             "roofline": least / each[-1]["seconds"],
         }
-        for base in ("plain", "autocast", "before"):
+        for base in ("plain", "autocast", "before", "vitas"):
             if base in lines and base != name:
                 ways[name][f"x {base}"], low, high = ratios(lines[base], each)
                 ways[name][f"x {base}, 10 to 90 %"] = [low, high]
@@ -206,20 +224,11 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = shown(__doc__)
     arguments.add_argument("--recipe", default="search_1G")
-    arguments.add_argument("--batch", type=int, default=16)
     arguments.add_argument("--classes", type=int, default=1000)
-    arguments.add_argument("--precision", choices=["no", "bf16"], default="no")
-    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments.add_argument("--threads", type=int, default=1, help="of a CPU")
-    arguments.add_argument("--steps", type=int, default=9)
-    arguments.add_argument("--warm", type=int, default=2, help="steps before those that count")
     arguments.add_argument("--first", type=int, default=0, help="number of the first step")
-    arguments.add_argument("--ways", help="some of plain, autocast, autoformer, vitas, with commas between")
-    arguments.add_argument("--before", type=Path, metavar="CHECKOUT", help="another checkout to measure, too")
-    arguments.add_argument("--json", type=Path)
-    arguments.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments.add_argument("--ways", help="some of them, with commas between; without it the first four")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     if options.device != "cpu":
@@ -232,8 +241,8 @@ def main() -> None:
         return
     settings = recipe.load(options.recipe)
     options.image_size = settings.space.image_size
-    make = by_trainer if options.worker == "vitas" else lambda *given: by_hand(*given, options.worker)
-    serve(lambda: make(options, settings), torch.device(options.device))
+    make = by_hand if options.worker in ("plain", "autocast", "autoformer") else by_trainer
+    serve(partial(make, options, settings, options.worker), torch.device(options.device))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ def has_onednn() -> bool:
     return known and onednn.is_available() and onednn.enabled
 
 
+def is_onednns(x: Tensor) -> bool:
+    """Whether products with `x` are oneDNN's."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and has_onednn()
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -116,7 +122,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(M, C) or (S, M, C) to (M, C') or (S, M, C')."""
     if weight.ndim == 3:
         return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
-    if x.device.type == "cpu" and x.dtype == torch.float32 and has_onednn():
+    if is_onednns(x):
         return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
     return F.linear(x, weight, bias)
 

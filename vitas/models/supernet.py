@@ -161,9 +161,8 @@ class Supernet(nn.Module):
         Each is summed over its sides. Every parameter takes part in the graph, whatever the architectures: see
         `vitas.models.elastic.idle`.
         """
-        # A GPU has the sides at once, for half the launches; a CPU one after the other, for its caches.
         kind = images.device.type
-        groups = [(side,) for side in self.sides] if kind == "cpu" else [self.sides]
+        groups = self._groups(kind)
         if torch.is_autocast_enabled(kind):
             images = images.to(torch.get_autocast_dtype(kind))
         of_size = {size: patches(images, size) for size in {each.patch_size for each in architectures}}
@@ -177,6 +176,10 @@ class Supernet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks compute their activations again in the backward pass; timm's name."""
         self.grad_checkpointing = enable
+
+    def _groups(self, kind: str) -> list[tuple[str, ...]]:
+        """A GPU has the sides at once, for half the launches; a CPU one after the other, for its caches."""
+        return [(side,) for side in self.sides] if kind == "cpu" else [self.sides]
 
     def _forward_side(self, images: Tensor, architecture: Architecture, side: str) -> Tensor:
         return self._logits(patches(images, architecture.patch_size), architecture, [(side,)])[0]
