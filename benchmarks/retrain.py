@@ -4,7 +4,7 @@
                                                    [--before CHECKOUT] [--device cuda] [--json FILE]
 
 Each is a process of its own: forward, cross-entropy, backward and a fused AdamW on random images of 224 pixels. With
-one thread of a CPU its own processor time counts, else the clock. "x timm per MAC" is how many times the multiply-adds a
+one thread of a CPU its own processor time counts, else the clock. "x timm per MAC" is how many times the multiply-adds
 a second are timm's, step by step; "x before" how many times the images a second are those of another checkout.
 """
 
