@@ -1,6 +1,9 @@
 """What `vitas check` and the start of a run find before anything is read or trained."""
 
+import platform
+
 import pytest
+import torch
 from conftest import QUICKSTART, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +19,7 @@ from vitas.spaces import architecture as limits
 from vitas.spaces.architecture import Architecture, Block, Population
 from vitas.spaces.cost import counts
 from vitas.subnets import subnets
+from vitas.train import memory
 from vitas.train.stop import StopRequest
 
 
@@ -216,3 +220,12 @@ def test_the_choices_that_the_fewest_steps_train_are_those_of_the_steps(override
         assert told[name] == f"{100 * shares[name] / steps:.1f} %"
         assert shares[name] == min(share for other, share in shares.items() if other.split()[0] == name.split()[0])
     assert len(told.keys() & shares.keys()) == 2
+
+
+def test_bfloat16_without_the_instructions_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for known in (True, False):
+        for name in ("avx512_bf16", "amx_tile"):
+            monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda known=known: known, raising=False)
+        told = check.facts(recipe.load(QUICKSTART), memory.Backend(precision="bf16")).get("precision", "")
+        assert ("eight times slower" in told) == (not known and platform.machine() == "x86_64")

@@ -49,6 +49,8 @@ def facts(settings: Recipe, backend: Backend, picture: tuple[Path, int] | None =
     mode, why = wandb_mode(settings.tracking.wandb)
     if mode:
         found["wandb"] = f"{mode}{why and f': {why}'}"
+    if slow := memory.slow_half(not torch.cuda.is_available(), backend.precision):
+        found["precision"] = slow
     images, train = _images(settings, needed=picture is not None)
     classes = images["classes"]
     found |= images | _search(settings, classes)

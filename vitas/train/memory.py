@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,6 +19,15 @@ from vitas.sections import Training
 
 PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Accelerate's names of mixed precision."""
+
+
+def slow_half(on_cpu: bool, precision: str) -> str:
+    """What is to be said of bfloat16 on a CPU that has no instructions for it; else nothing."""
+    knows = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if not on_cpu or precision != "bf16" or not x86 or any(ask is None or ask() for ask in knows):
+        return ""
+    return "this CPU has no instructions for bfloat16: about eight times slower than float32 (--mixed_precision no)"
 
 
 class Backend(NamedTuple):
