@@ -228,9 +228,14 @@ def _recipes(options: argparse.Namespace) -> None:
     if options.folder:
         print(shipped.folder())
     elif options.name is None:
+        from vitas.spaces.named import NAMED
+
         for name, file in ours.items():
             if not name.startswith("_"):
                 print(f"{name:<20}{shipped.summary(file)}")
+        print("\nSearch spaces, for space.extends:")
+        for name, space in NAMED.items():
+            print(f"{name:<20}{space.words}")
     elif options.name in ours:
         print(ours[options.name].read_text(), end="")
     else:
