@@ -11,12 +11,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitas import shipped
 from vitas.config import RankError, UserError, did_you_mean, one_line
 from vitas.files import expanded
 from vitas.version import __version__
+
+if TYPE_CHECKING:
+    from vitas.recipe import Recipe
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 
@@ -178,9 +181,13 @@ def _complain(line: str) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from vitas import recipe
+
+    _do(recipe.load(options.recipe, options.overrides))
+
+
+def _do(settings: Recipe) -> None:
     from vitas.runs.launch import missing_cpu_ranks
 
-    settings = recipe.load(options.recipe, options.overrides)
     if program := missing_cpu_ranks(sys.orig_argv[1:]):
         os.execv(program[0], program)
     from vitas.runs import stages
@@ -189,14 +196,13 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _rank(options: argparse.Namespace) -> None:
+    from vitas import recipe
+
     given = [f"rank.{name}={value}" for name in ("sample", "seeds", "epochs") if (value := getattr(options, name))]
+    overrides = ["stages=[rank]", *given, *options.overrides]
     folder = expanded(options.recipe)
-    if folder.is_dir() and (folder / "recipe.yaml").is_file():  # where it is now, not where it was made
-        place = folder.resolve()
-        given += [f"name={json.dumps(place.name)}", f"output={json.dumps(str(place.parent))}"]
-        options.recipe = str(folder / "recipe.yaml")
-    options.overrides = ["stages=[rank]", *given, *options.overrides]
-    _run(options)
+    is_run = folder.is_dir() and (folder / "recipe.yaml").is_file()
+    _do(recipe.of_run(folder, overrides) if is_run else recipe.load(options.recipe, overrides))
 
 
 def _check(options: argparse.Namespace) -> None:

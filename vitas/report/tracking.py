@@ -27,7 +27,7 @@ STAGE, STEP, EPOCH = "stage", "step", "epoch"
 
 LOSS, LR, IMAGES_PER_SECOND, LEFT_OUT = "loss", "lr", "images_per_second", "left_out"
 
-TOP1, TOP5, THROUGHPUT = "top1", "top5", "throughput"
+TOP1, TOP5, THROUGHPUT, TEST_IMAGES = "top1", "top5", "throughput", "test_images"
 
 BEST, SCORED = {TOP1: "best_top1", LOSS: "best_loss"}, "scored"
 

@@ -47,9 +47,10 @@ def evaluate(run: Run) -> None:
         images = run.cached(run.test, "test", model.architecture.image_size)
         images = images._replace(labels=numbers[images.labels])
         of = {tracking.MODEL: name, tracking.INPUTS: _inputs(run, model, images)}
-        rows[name] = run.tracker.find("evaluate", **of) or _figures(run, model, images)
-        run.tracker.log("evaluate", 0, **of, **rows[name])
+        row = run.tracker.find("evaluate", **of) or _figures(run, model, images)
+        run.tracker.log("evaluate", 0, **of, **row)
         total = len(images.labels)
+        rows[name] = row | {tracking.TEST_IMAGES: total}
     if accelerator.is_main_process:
         write_atomically(run.folder / "evaluation.json", json.dumps(rows, indent=1))
         run.test.unreadable.tell(say)
@@ -112,7 +113,8 @@ def _class_numbers(run: Run, model: VisionTransformer, weights: Path) -> np.ndar
         return np.arange(len(classes))
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := [name for name in classes if name not in numbers]:
-        source = run.recipe.data.test or "digits:test"
+        data = run.recipe.data
+        source = data.test or ("digits:test" if data.test_part is None else data.train)
         raise UserError(
             f"data.test: {source}: class {unknown[0]} is none of the {len(names)} classes of {weights}"
             + did_you_mean(unknown[0], names)
