@@ -1,4 +1,4 @@
-"""The command line: vitas run | check | rank | index | prepare | recipes | describe | import.
+"""The command line: vitas run | new | check | rank | index | prepare | recipes | describe | import.
 
 What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -57,6 +58,22 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "run", _run, "do the stages of a recipe, or go on where they stopped", "The word run may be left out."
     )
     run.add_argument("recipe", metavar="RECIPE", help=a_recipe)
+
+    new = command(
+        "new",
+        _new,
+        "write a recipe for images of yours: vitas new photos > mine.yaml",
+        "It looks at the images and the machine, and runs a few steps to find out what fits into the time; so it takes "
+        "a minute or more.",
+    )
+    new.add_argument("source", metavar="FOLDER", help="what data.train names: a folder, shards, a Hub name ...")
+    new.add_argument(
+        "--budget", metavar="MACS", type=_count, help="the most multiply-adds, as 300M (default: the space's mean)"
+    )
+    new.add_argument(
+        "--gpus", metavar="N", type=_number(0, 1024), help="GPUs of the run (default: those of this machine)"
+    )
+    new.add_argument("--hours", metavar="H", type=_hours, default=8.0, help="how long it may run (default: 8)")
 
     check = command("check", _check, "tell what a recipe will do: data, steps, costs within reach, memory")
     check.add_argument("recipe", metavar="RECIPE", nargs="?", help=a_recipe)
@@ -205,6 +222,12 @@ def _rank(options: argparse.Namespace) -> None:
     _do(recipe.of_run(folder, overrides) if is_run else recipe.load(options.recipe, overrides))
 
 
+def _new(options: argparse.Namespace) -> None:
+    from vitas.runs import new
+
+    print(new.write(options.source, budget=options.budget, gpus=options.gpus, hours=options.hours), end="")
+
+
 def _check(options: argparse.Namespace) -> None:
     from vitas import recipe
 
@@ -282,6 +305,27 @@ def _number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _count(text: str) -> float:
+    number = text[:-1] if text[-1:] in "kMG" else text
+    try:
+        value = float(number) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[len(number) :], 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number as 300M or 1.3G, got {text}")
+    return value
+
+
+def _hours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of hours, got {text}")
+    return value
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -13,6 +13,11 @@ def say(text: str) -> None:
     tqdm.write(text)
 
 
+def note(text: str) -> None:
+    """Prints a line beside the output proper, which another program may read."""
+    tqdm.write(text, file=sys.stderr)
+
+
 def progress(stage: str, total: int, unit: str, *, show: bool, initial: int = 0, leave: bool = True) -> Any:
     """A progress bar with the time left; in a log file a line now and then. Without `leave` it vanishes at the end."""
     seconds = 0.2 if sys.stderr.isatty() else 15
