@@ -34,6 +34,8 @@ ENOUGH, FEWEST = 40.0, 1.0
 """Epochs of a supernet that make a larger space worth it; and those below which nothing is learnt."""
 MOST = 300.0
 """Epochs, as in the paper."""
+WORTH_IT = 1.3
+"""Times as many epochs that make a smaller space worth it."""
 LEAST_IMAGES = 20
 
 
@@ -65,6 +67,21 @@ class Schedule:
     """Of each stage, as foreseen."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """All that a recipe says, and why."""
+
+    source: str
+    data: dict[str, Any]
+    """Where the images are."""
+    choice: Choice
+    schedule: Schedule
+    speeds: Speeds
+    how: dict[str, Any]
+    """How the images are used."""
+    training: dict[str, Any]
+
+
 def write(source: str, *, budget: float | None, gpus: int | None, hours: float) -> str:
     """A commented recipe for the images of `source`, that runs for about so many hours on this machine.
 
@@ -82,37 +99,58 @@ def write(source: str, *, budget: float | None, gpus: int | None, hours: float) 
     gpus = here if gpus is None else gpus
     if gpus and not here:
         raise UserError(f"--gpus: {gpus}: this machine has none to measure on; run it where the training will be")
-    data = {"train": source} | looked.where_test_is(Data(train=source))
+    data: dict[str, Any] = {"train": source} | looked.where_test_is(Data(train=source))
     train, test = sources.open_splits(parse(Data, data, source=source))
     seen, images, classes = looked.look(train), len(train.indices), len(train.classes)
     if images < LEAST_IMAGES:
         raise UserError(f"{source}: has {images} images for the training, expected at least {LEAST_IMAGES}")
     ranks, seconds = max(1, gpus), 3600 * hours
-    worth = None
-    for choice in _choices(seen.side, classes, budget):
-        training = fitted.data(images, choice.space)
-        held_out = round(training["holdout"] * images)
-        speed = rehearsal.step_speed(choice.space, choice.budget, classes) * ranks
-        note(f"{choice.in_words}: {speed:,.0f} images/s on the device")
-        if worth and speed * seconds * SHARES["supernet"] < ENOUGH * images:
-            continue
-        values = {
-            "data": training | data,
-            "space": choice.space.model_dump(),
-            "budget": choice.budget.model_dump(),
-            "supernet": (schedule := fitted.training(images - held_out, choice.space, 1)),
-            "retrain": schedule | {"architecture": "best"},
-        }
-        measured = rehearsal.measure(values, images, held_out)
-        planned = _schedule(measured, seconds, started, images, held_out, len(test.indices), ranks)
-        note(f"{choice.in_words}: {planned.supernet:.1f} epochs of the supernet")
-        if worth is None or planned.supernet >= ENOUGH:
-            worth = (choice, planned, measured, training, schedule)
-    assert worth
-    if worth[1].supernet < FEWEST:
-        asked = f"{hours:g} h: enough for {max(0.0, worth[1].supernet):.2f} epochs of the smallest supernet"
-        raise UserError(f"--hours: {asked}, expected time for {FEWEST:g}")
-    return _text(source, data, seen, len(test.indices), gpus, hours, *worth)
+    choices = _choices(seen.side, classes, budget)
+    device: list[float] = []
+    for choice in choices:
+        device.append(rehearsal.step_speed(choice.space, choice.budget, classes))
+        note(f"{choice.in_words}: {device[-1]:,.0f} images/s on the device alone")
+        if _too_slow(device[-1] * ranks, seconds, images):
+            break  # and so are the larger ones
+    at = max(0, len(device) - 1 - _too_slow(device[-1] * ranks, seconds, images))
+    plan = _planned(source, data, choices[at], seconds, started, images, len(test.indices), ranks)
+    while at and plan.schedule.supernet < ENOUGH:  # reading takes its time as well
+        wanted = device[at] * ENOUGH / max(plan.schedule.supernet, 1e-3)
+        at = max((place for place in range(at) if device[place] >= wanted), default=0)
+        smaller = _planned(source, data, choices[at], seconds, started, images, len(test.indices), ranks)
+        if smaller.schedule.supernet < WORTH_IT * plan.schedule.supernet:
+            break
+        plan = smaller
+    if plan.schedule.supernet < FEWEST:
+        raise UserError(
+            f"--hours: {hours:g}: enough for {plan.schedule.supernet:g} epochs of the smallest supernet, "
+            f"expected time for {FEWEST:g}"
+        )
+    return _text(plan, seen, len(test.indices), gpus, hours)
+
+
+def _too_slow(speed: float, seconds: float, images: int) -> bool:
+    return speed * seconds * SHARES["supernet"] < ENOUGH * images
+
+
+def _planned(source: str, data: dict[str, Any], choice: Choice, seconds: float, started: float, images: int,
+             tested: int, ranks: int) -> Plan:  # fmt: skip
+    """What fits into the time with a choice, by a rehearsal of it."""
+    note(f"{choice.in_words}: a few steps of each stage")
+    how = fitted.data(images, choice.space)
+    held_out = round(how["holdout"] * images)
+    training = fitted.training(images - held_out, choice.space, MOST)
+    values = {
+        "data": how | data,
+        "space": choice.space.model_dump(),
+        "budget": choice.budget.model_dump(),
+        "supernet": training,
+        "retrain": training,
+    }
+    speeds = rehearsal.measure(values, images, held_out)
+    schedule = _schedule(speeds, seconds, started, images, held_out, tested, ranks)
+    note(f"{choice.in_words}: {schedule.supernet:g} epochs of the supernet fit into the time")
+    return Plan(source, data, choice, schedule, speeds, how, training)
 
 
 def _choices(side: int, classes: int, most: float | None) -> list[Choice]:
@@ -175,9 +213,10 @@ def _rounded(epochs: float) -> float:
     return math.floor(epochs) if epochs >= 10 else math.floor(10 * epochs) / 10
 
 
-def _text(source: str, data: dict[str, Any], seen: Looked, tested: int, gpus: int, hours: float, choice: Choice,
-          planned: Schedule, measured: Speeds, how: dict[str, Any], training: dict[str, Any]) -> str:  # fmt: skip
+def _text(plan: Plan, seen: Looked, tested: int, gpus: int, hours: float) -> str:
     """The recipe."""
+    source, data, choice, planned, measured = plan.source, plan.data, plan.choice, plan.schedule, plan.speeds
+    how, training = plan.how, plan.training
     counts = sorted(seen.counts.items(), key=lambda one: one[1])
     (rarest, few), (commonest, many) = counts[0], counts[-1]
     (wide, high), (widest, highest) = np.median(seen.sizes, axis=0).astype(int), seen.sizes.max(axis=0)
