@@ -84,7 +84,10 @@ def test_the_public_names_are_there_and_no_others():
 
 def test_the_recipes_are_listed_by_name_with_a_sentence_each(capsys):
     assert main(["recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines, spaces = (
+        part.splitlines() for part in capsys.readouterr().out.split("\n\nSearch spaces, for space.extends:\n")
+    )
+    assert [line.split()[0] for line in spaces] == ["tiny", "small", "384", "768"]
     assert [line.split()[0] for line in lines] == [
         file.name.removesuffix(".yaml") for file in sorted((ROOT / "recipes").glob("[a-z]*.yaml"))
     ]

@@ -110,8 +110,20 @@ def test_a_recipe_by_its_name(clone):
     assert (clone / "runs" / "again" / "supernet" / "model.safetensors").is_file()
 
 
+def python(word: str) -> str:
+    """The one block of Python with this word in it."""
+    (block,) = [block for block in PYTHON if word in block]
+    return block
+
+
+def test_a_search_in_python(clone):
+    short = python("vitas.search").replace("epochs=24", "epochs=1, evolve={'population': 4, 'generations': 2}")
+    done = subprocess.run([sys.executable, "-c", short], cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0 and "on 360 test images" in done.stdout, done.stderr
+
+
 def test_the_networks_in_python():
-    subprocess.run([sys.executable, "-c", PYTHON[0]], check=True)
+    subprocess.run([sys.executable, "-c", python("vitas_b")], check=True)
 
 
 def test_the_prediction_of_an_image(clone, monkeypatch, capsys):
@@ -119,7 +131,7 @@ def test_the_prediction_of_an_image(clone, monkeypatch, capsys):
     digits = load_digits()
     for image in (digits.images[:10] / 16 * 255).round().astype(np.uint8):
         Image.fromarray(image).save("digit.png")
-        exec(PYTHON[1], {})
+        exec(python("digit.png"), {})
     answers = capsys.readouterr().out.split()
     assert sum(answer == str(label) for answer, label in zip(answers, digits.target[:10], strict=True)) >= 9
 

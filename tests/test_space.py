@@ -7,8 +7,10 @@ from conftest import small_space
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitas import recipe
 from vitas.config import UserError
 from vitas.spaces.architecture import Architecture, Block
+from vitas.spaces.named import NAMED
 from vitas.spaces.space import SearchSpace, Widths
 
 SPACES = [small_space(identity=identity, tied_blocks=tied) for identity in ("none", "free", "tail") for tied in (0, 1)]
@@ -91,3 +93,21 @@ def test_an_architecture_of_another_space_is_refused():
 def test_json_of_a_skipped_block_has_no_widths():
     architecture = small_space().sample(0, 0, skip=0.9)
     assert None in json.loads(architecture.model_dump_json())["blocks"]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_ready_space_fits_its_image_sizes_and_is_what_a_recipe_changes(name):
+    for size in NAMED[name].image_sizes:
+        space = SearchSpace.model_validate({"extends": name, "image_size": size, "depth": 3})
+        assert (space.image_size, space.depth, len(space.sample(0, 0).blocks)) == (size, 3, 3)
+        assert SearchSpace.model_validate(space.model_dump()) == space and "extends" not in space.model_dump()
+    loaded = recipe.load("quickstart", [f"space={{extends: {name}}}", f"space.image_size={size}"])
+    assert loaded.space == SearchSpace.model_validate(
+        {"extends": int(name) if name.isdigit() else name, "image_size": size}
+    )
+    assert recipe.load("search_1G", ["space.extends=small"]).space.embed_dim.max == 192
+
+
+def test_an_unknown_ready_space_is_told_with_the_nearest():
+    with pytest.raises(UserError, match=r"space: extends: expected one of tiny, .*, got smal \(did you mean small\?\)"):
+        recipe.load("quickstart", ["space={extends: smal}"])

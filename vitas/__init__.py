@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Any
 from vitas.version import __version__
 
 if TYPE_CHECKING:
+    from vitas.api import evaluate, rank, retrain, search
     from vitas.config import UserError
     from vitas.models.saved import load_model
     from vitas.models.vit import VisionTransformer
+    from vitas.runs.result import Result
     from vitas.spaces.architecture import Architecture
     from vitas.spaces.space import SearchSpace
 
-__all__ = ["Architecture", "SearchSpace", "UserError", "VisionTransformer", "__version__", "load_model", "main"]
+__all__ = [
+    "Architecture", "Result", "SearchSpace", "UserError", "VisionTransformer", "__version__", "evaluate", "load_model",
+    "main", "rank", "retrain", "search",
+]  # fmt: skip
 
 _ROOMS = {
     "Architecture": "vitas.spaces.architecture",
+    "Result": "vitas.runs.result",
     "SearchSpace": "vitas.spaces.space",
     "UserError": "vitas.config",
     "VisionTransformer": "vitas.models.vit",
     "load_model": "vitas.models.saved",
-}
+} | dict.fromkeys(("evaluate", "rank", "retrain", "search"), "vitas.api")
 
 
 def main(file: str) -> None:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitas import model_commands, shipped
 from vitas.config import RankError, UserError, did_you_mean, one_line
 from vitas.files import expanded
 from vitas.version import __version__
+
+if TYPE_CHECKING:
+    from vitas.recipe import Recipe
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 
@@ -64,6 +68,22 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     watching.add_argument("folder", metavar="RUN", help="the folder of a run")
     watching.add_argument("--once", action="store_true", help="print it once, for scripts")
+
+    new = command(
+        "new",
+        _new,
+        "write a recipe for images of yours: vitas new photos > mine.yaml",
+        "It looks at the images and the machine, and runs a few steps to find out what fits into the time; so it takes "
+        "a minute or more.",
+    )
+    new.add_argument("source", metavar="FOLDER", help="what data.train names: a folder, shards, a Hub name ...")
+    new.add_argument(
+        "--budget", metavar="MACS", type=_count, help="the most multiply-adds, as 300M (default: the space's mean)"
+    )
+    new.add_argument(
+        "--gpus", metavar="N", type=_number(0, 1024), help="GPUs of the run (default: those of this machine)"
+    )
+    new.add_argument("--hours", metavar="H", type=_hours, default=8.0, help="how long it may run (default: 8)")
 
     check = command("check", _check, "tell what a recipe will do: data, steps, costs within reach, memory")
     check.add_argument("recipe", metavar="RECIPE", nargs="?", help=a_recipe)
@@ -228,11 +248,15 @@ def _complain(line: str) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from vitas import recipe
+
+    _do(recipe.load(options.recipe, options.overrides), verbose=options.verbose)
+
+
+def _do(settings: Recipe, *, verbose: bool) -> None:
     from vitas.report import terminal
     from vitas.runs.launch import missing_cpu_ranks
 
-    settings = recipe.load(options.recipe, options.overrides)
-    if options.verbose:
+    if verbose:
         os.environ[terminal.VERBOSE] = "1"
     terminal.quiet()
     if program := missing_cpu_ranks(sys.orig_argv[1:]):
@@ -252,12 +276,16 @@ def _rank(options: argparse.Namespace) -> None:
     from vitas import recipe
 
     given = [f"rank.{name}={value}" for name in ("sample", "seeds", "epochs") if (value := getattr(options, name))]
+    overrides = ["stages=[rank]", *given, *options.overrides]
     folder = expanded(options.recipe)
-    if (folder / "recipe.yaml").is_file():
-        given += recipe.placed(folder)
-        options.recipe = str(folder / "recipe.yaml")
-    options.overrides = ["stages=[rank]", *given, *options.overrides]
-    _run(options)
+    is_run = (folder / "recipe.yaml").is_file()
+    _do(recipe.of_run(folder, overrides) if is_run else recipe.load(options.recipe, overrides), verbose=options.verbose)
+
+
+def _new(options: argparse.Namespace) -> None:
+    from vitas.runs import new
+
+    print(new.write(options.source, budget=options.budget, gpus=options.gpus, hours=options.hours), end="")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -286,9 +314,14 @@ def _recipes(options: argparse.Namespace) -> None:
     if options.folder:
         print(shipped.folder())
     elif options.name is None:
+        from vitas.spaces.named import NAMED
+
         for name, file in ours.items():
             if not name.startswith("_"):
                 print(f"{name:<20}{shipped.summary(file)}")
+        print("\nSearch spaces, for space.extends:")
+        for name, space in NAMED.items():
+            print(f"{name:<20}{space.words}")
     elif options.name in ours:
         print(ours[options.name].read_text(), end="")
     else:
@@ -386,6 +419,27 @@ def _number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _count(text: str) -> float:
+    number = text[:-1] if text[-1:] in "kMG" else text
+    try:
+        value = float(number) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[len(number) :], 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number as 300M or 1.3G, got {text}")
+    return value
+
+
+def _hours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of hours, got {text}")
+    return value
 
 
 def _prepare(options: argparse.Namespace) -> None:

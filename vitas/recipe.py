@@ -215,10 +215,15 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return parse(Recipe, values, source=source)
 
 
-def placed(folder: Path) -> list[str]:
-    """The overrides by which the recipe in a run's folder means that folder: where it is now, not where it was made."""
+def of_run(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run, as `load` gives it, with name and output of where the run is now, not where it was made.
+
+    Raises:
+        UserError: There is no run.
+    """
     place = folder.resolve()
-    return [f"name={json.dumps(place.name)}", f"output={json.dumps(str(place.parent))}"]
+    here = [f"name={json.dumps(place.name)}", f"output={json.dumps(str(place.parent))}"]
+    return load(folder / "recipe.yaml", [*here, *overrides])
 
 
 def dump(recipe: Recipe) -> str:
@@ -260,14 +265,15 @@ def _read(file: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{file}: extends: {file.parent / parent}: No such file or directory{near}")
     below = _read(base, chain)
     with reading_yaml(file):
-        return _merge(below, values)
+        return merge(below, values)
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The settings `below` with those `above` in their place, section by section."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

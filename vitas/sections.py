@@ -85,6 +85,8 @@ class Data(Section):
     `FOLDER:PART` takes another."""
     test: str | None = None
     """Where the test images come from, in the same forms; may be left out for `digits`."""
+    test_part: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """In place of `test`: the part of each class of `train` that is kept for the test, the same with every seed."""
     image_column: str | None = None
     """The column of images; found from the features if left out."""
     label_column: str | None = None
@@ -119,6 +121,12 @@ class Data(Section):
     """Standard deviation of each RGB channel, in [0, 1]."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
     """At test, the shorter side is resized to image_size / crop_pct before the centre crop."""
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Data:
+        if self.test is not None and self.test_part is not None:
+            raise ValueError(f"test_part {self.test_part:g}: is of the training images, and test names others")
+        return self
 
     @property
     def num_classes(self) -> int | None:

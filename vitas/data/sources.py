@@ -43,9 +43,18 @@ def open_splits(
     Raises:
         UserError: Nothing is there, or columns or classes cannot be told, or labels are missing or of no class.
     """
-    if data.test is None and data.train != "digits":
-        raise UserError("data.test: required, and missing: images for the final figures, in the forms of data.train")
+    if data.test is None and data.test_part is None and data.train != "digits":
+        raise UserError(
+            "data.test: required, and missing: images for the final figures, in the forms of data.train; "
+            "or data.test_part: how many of these are kept for it, such as 0.2"
+        )
     how: dict[str, Any] = {"cache": cache, "main": main, "scan": scan}
+    if data.test_part is not None:
+        whole = _open(data, data.train, "data.train", streaming=data.streaming, **how)
+        source, test = whole.take_of_each_class(data.test_part, seed=0)  # the same for runs of all seeds
+        if len(source.indices) < 2:
+            raise UserError(f"data.test_part: {data.test_part:g} leaves {len(source.indices)} images for the training")
+        return (source if train else test), test
     source = _open(data, data.train, "data.train", streaming=data.streaming, **how) if train else None
     test = _open(data, data.test or "digits:test", "data.test", streaming=data.streaming, **how)
     if source is None:
@@ -106,13 +115,14 @@ def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Sp
     return split
 
 
-def open_one(spec: str, key: str) -> Split:
-    """The images that `data.train` or `data.test` (the `key`) would name, indexed.
+def open_one(spec: str, key: str, **how: Any) -> Split:
+    """The images that `data.train` or `data.test` (the `key`) would name, indexed; with other settings of `Data`.
 
     Raises:
         UserError: As `open_splits`.
     """
-    return _open(Data(train=spec, test=spec), spec, key, streaming=False)
+    data = Data(train=spec, test=spec, **how)
+    return _open(data, spec, key, streaming=data.streaming)
 
 
 def write_index(data: Data, file: Path | None) -> tuple[Path, Index]:

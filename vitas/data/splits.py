@@ -131,11 +131,24 @@ class Split:
         Of a stream it is `part` of each class, by the hash of (seed, shard, row).
         """
         if self.index is not None:
-            held = self._of_each_class(part, seed)
-            return replace(self, indices=self.indices[~held]), replace(self, indices=self.indices[held])
+            return self.take_of_each_class(part, seed)
         order = np.random.default_rng([seed, len(self.indices)]).permutation(self.indices)
         count = min(max(1, round(part * len(order))), len(order) - 1)
         return replace(self, indices=np.sort(order[count:])), replace(self, indices=np.sort(order[:count]))
+
+    def take_of_each_class(self, part: float, seed: int) -> tuple[Split, Split]:
+        """The images without `part` of each class, and these, by the hash of (seed, shard, row)."""
+        held = self._of_each_class(part, seed)
+        return replace(self, indices=self.indices[~held]), replace(self, indices=self.indices[held])
+
+    @property
+    def class_numbers(self) -> np.ndarray:
+        """(images,) The class index of each image of this part."""
+        if self.numbers is not None:
+            return self.numbers[self.indices]
+        assert isinstance(self.dataset, datasets.Dataset)
+        raws = self.dataset.data.column("label").take(pa.array(self.indices)).to_pylist()
+        return np.array([self.labels[raw] for raw in raws], np.int32)
 
     def example(self, row: int) -> tuple[str, Any, int]:
         """Name, undecoded image and class index of the row-th image of an indexed split."""
@@ -193,10 +206,10 @@ class Split:
 
     def _of_each_class(self, part: float, seed: int) -> np.ndarray:
         """(rows,) Whether each is among `part` of its class."""
-        assert self.numbers is not None
-        shard = np.searchsorted(self.starts, self.indices, "right") - 1
-        order = _hash(seed, shard, self.indices - self.starts[shard])
-        classes = self.numbers[self.indices]
+        starts = np.zeros(1, np.int64) if self.index is None else self.starts
+        shard = np.searchsorted(starts, self.indices, "right") - 1
+        order = _hash(seed, shard, self.indices - starts[shard])
+        classes = self.class_numbers
         sorted_rows = np.lexsort((order, classes))
         _, first, counts = np.unique(classes[sorted_rows], return_index=True, return_counts=True)
         place = np.arange(len(sorted_rows)) - np.repeat(first, counts)

@@ -37,6 +37,11 @@ def say(text: str) -> None:
     tqdm.write(text)
 
 
+def note(text: str) -> None:
+    """Prints a line beside the output proper, which another program may read."""
+    tqdm.write(text, file=sys.stderr)
+
+
 class Bar(tqdm):
     """A progress bar that fits into 80 columns: time left first, then figures, of which the last ones may be cut off.
 

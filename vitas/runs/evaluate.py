@@ -47,26 +47,29 @@ def evaluate(run: Run) -> None:
         images = run.cached(run.test, "test", model.architecture.image_size)
         images = images._replace(labels=numbers[images.labels])
         of = {tracking.MODEL: name, tracking.INPUTS: _inputs(run, model, images)}
-        rows[name] = run.tracker.find("evaluate", **of) or _figures(run, model, images)
-        run.tracker.log("evaluate", 0, **of, **rows[name])
+        row = run.tracker.find("evaluate", **of) or _figures(run, model, images)
+        run.tracker.log("evaluate", 0, **of, **row)
         total = len(images.labels)
+        rows[name] = row | {tracking.IMAGES: total}
     if accelerator.is_main_process:
-        write_atomically(
-            run.folder / "evaluation.json",
-            json.dumps({name: row | {tracking.IMAGES: total} for name, row in rows.items()}, indent=1),
-        )
+        write_atomically(run.folder / "evaluation.json", json.dumps(rows, indent=1))
         if settings.weights is None:
-            _tell_cards(run, models, rows, total)
+            _tell_cards(run, models, rows)
         run.test.unreadable.tell(say)
         say(table(rows, total))
 
 
-def _tell_cards(run: Run, models: dict[str, Path], rows: dict[str, dict[str, Any]], images: int) -> None:
+def _tell_cards(run: Run, models: dict[str, Path], rows: dict[str, dict[str, Any]]) -> None:
     """Notes the figures of the run's own models beside them, and on their cards."""
     for name, folder in models.items():
-        facts = rows[name] | {"images": images, "data": run.recipe.data.test or "digits:test"}
+        facts = rows[name] | {"data": _test_source(run.recipe.data)}
         write_atomically(folder / card.EVALUATION, json.dumps(facts, indent=1))
         card.write(folder)
+
+
+def _test_source(data: Data) -> str:
+    """What the test images come from."""
+    return data.test or ("digits:test" if data.test_part is None else str(data.train))
 
 
 def _inputs(run: Run, model: VisionTransformer, images: Cached) -> str:
@@ -125,9 +128,8 @@ def _class_numbers(run: Run, model: VisionTransformer, weights: Path) -> np.ndar
         return np.arange(len(classes))
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := [name for name in classes if name not in numbers]:
-        source = run.recipe.data.test or "digits:test"
         raise UserError(
-            f"data.test: {source}: class {unknown[0]} is none of the {len(names)} classes of {weights}"
+            f"data.test: {_test_source(run.recipe.data)}: class {unknown[0]} is none of the {len(names)} classes of {weights}"
             + did_you_mean(unknown[0], names)
         )
     return np.array([numbers[name] for name in classes])

@@ -30,7 +30,7 @@ def extract(run: Path, name: str, output: Path) -> VisionTransformer:
     """
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run / 'recipe.yaml'}: No such file or directory: expected the folder of a run")
-    settings = recipe.load(run / "recipe.yaml", recipe.placed(run))
+    settings = recipe.of_run(run)
     folder = settings.supernet_folder
     weights = folder / "model.safetensors"
     if not weights.is_file():

@@ -68,7 +68,7 @@ def architecture(name: str, search: Path) -> Architecture:
     if kind == "best":
         return Architecture.from_yaml(search / best_file(which))
     if kind == "front":
-        front = _front(search / "front.json")
+        front = read_front(search)
         if not which.isdecimal() or not 1 <= int(which) <= len(front):
             raise UserError(f"{name}: expected front:1 to front:{len(front)}, the best first")
         return Architecture.model_validate(front[int(which) - 1]["architecture"])
@@ -99,7 +99,13 @@ def models(recipe: Recipe) -> Mapping[str, Path]:
     return {name: folder for name, folder in found.items() if (folder / "model.safetensors").is_file()}
 
 
-def _front(file: Path) -> list[dict[str, Any]]:
+def read_front(search: Path) -> list[dict[str, Any]]:
+    """The entries of the front of a search, the best first.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    file = search / "front.json"
     try:
         front = json.loads(file.read_text())
         return [entry for entry in front if Architecture.model_validate(entry["architecture"])]

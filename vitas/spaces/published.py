@@ -11,14 +11,7 @@ from vitas.spaces.space import SearchSpace
 
 IMAGE_SIZE = 224
 
-_SPACE = {"image_size": IMAGE_SIZE, "patch_size": [14, 16, 32], "heads": [3, 6, 12, 16]}
-_SPACE_384 = SearchSpace.model_validate(
-    _SPACE
-    | {"depth": 16, "identity": "free", "embed_dim": {"max": 384}, "qkv_dim": {"max": 1440}, "mlp_dim": {"max": 1440}}
-)
-_SPACE_768 = SearchSpace.model_validate(
-    _SPACE | {"depth": 13, "embed_dim": {"max": 768}, "qkv_dim": {"max": 2880}, "mlp_dim": {"max": 2880}}
-)
+_SPACE_384, _SPACE_768 = (SearchSpace.model_validate({"extends": name}) for name in ("384", "768"))
 SPACES = {space.depth: space for space in (_SPACE_384, _SPACE_768)}
 """The channel-level spaces of the release by their number of blocks: 16 for ViTAS-A, B and E, 13 for F."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from vitas.config import Section, UserError
+from vitas.config import Section, UserError, did_you_mean, one_line
 from vitas.spaces.architecture import (
     MOST_BLOCKS,
     Architecture,
@@ -21,6 +21,7 @@ from vitas.spaces.architecture import (
     Population,
     check_patches,
 )
+from vitas.spaces.named import NAMED
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
@@ -67,6 +68,20 @@ class SearchSpace(Section):
     """Whether blocks may be skipped: never, anywhere, or only at the end."""
     tied_blocks: bool = False
     """One head count, qkv width and MLP width for all blocks (block-level search)."""
+    extends: Annotated[str | int | None, Field(exclude=True, repr=False)] = None
+    """A ready space, `tiny`, `small`, `384` or `768`, which the other settings change; `vitas recipes` lists them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _extended(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("extends") is None:
+            return values
+        name = str(values["extends"])
+        if name not in NAMED:
+            raise ValueError(
+                f"extends: expected one of {', '.join(NAMED)}, got {one_line(name)}{did_you_mean(name, NAMED)}"
+            )
+        return NAMED[name].values | values | {"extends": None}
 
     @field_validator("patch_size", "heads")
     @classmethod

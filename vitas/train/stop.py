@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 STOP_FILE = "VITAS_STOP_FILE"
 """Environment variable that names a file whose appearance asks for a stop (see launch/slurm)."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 ONE_PRESS = 2.0
 """Seconds in which several SIGINT are one press of Ctrl-C: the terminal sends one, the launcher another."""
 
@@ -37,8 +39,9 @@ class StopRequest:
         self.words = "stopped; the same command goes on"
         named = os.environ.get(STOP_FILE)
         self.file = expanded(named) if named else None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._ask)
+        if threading.current_thread() is threading.main_thread():  # no other one may
+            for number in SIGNALS:
+                signal.signal(number, self._ask)
 
     @property
     def exit_code(self) -> int:
