@@ -88,7 +88,7 @@ def test_repositories_are_found_by_name_and_by_pattern_though_the_hub_fails_at_f
         ["Parquet", 3, 18, ["a", "b", "c"]],
         ["Parquet", 1, 6, ["a", "b", "c"]],
     ]
-    assert not hub.failing["tree"] and not hub.failing["resolve"]
+    assert hub.failing["tree"] <= 0 and hub.failing["resolve"] <= 0
     for kind, words in found[5:7]:
         assert kind == "UserError"  # what is not there is not asked for again
         assert re.match(r"data\.train: \S*nothing", words)
