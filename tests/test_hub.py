@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 from hub import Hub
 from test_data import picture, write_parquet, write_webdataset
+
+from vitas.config import SourceLost
+from vitas.data import formats, remote
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
 CARD = """---
@@ -78,7 +82,6 @@ def test_repositories_are_found_by_name_and_by_pattern_though_the_hub_fails_at_f
         ("ours/parquet:validation", 60),
         ("ours/nothing", 60),
         ("hf://datasets/ours/nothing/*.tar", 60),
-        ("ours/lost", 2),
     )
     names, numbers = ["apple", "banana", "cherry"], ["0", "1", "2"]
     assert found[:5] == [
@@ -88,10 +91,29 @@ def test_repositories_are_found_by_name_and_by_pattern_though_the_hub_fails_at_f
         ["Parquet", 3, 18, ["a", "b", "c"]],
         ["Parquet", 1, 6, ["a", "b", "c"]],
     ]
-    assert not hub.failing["tree"] and not hub.failing["resolve"]
-    for kind, words in found[5:7]:
+    assert hub.failing["tree"] <= 0 and hub.failing["resolve"] <= 0
+    for kind, words in found[5:]:
         assert kind == "UserError"  # what is not there is not asked for again
         assert re.match(r"data\.train: \S*nothing", words)
-    kind, words = found[7]
-    assert kind == "SourceLost"
-    assert re.fullmatch(r"ours/lost: not readable, tried for \d+ s: [^\n]+", words)
+
+
+@pytest.mark.parametrize("failures", [2, 10**6])
+def test_a_hub_that_does_not_answer_is_asked_again_for_a_while(repositories, monkeypatch, failures):
+    """Also where its client has given up asking, and says that it has found nothing."""
+    asked, local = [], datasets.load_dataset_builder
+
+    def builder(name):
+        asked.append(name)
+        if len(asked) <= failures:
+            raise FileNotFoundError("Couldn't find it on the Hub either: LocalEntryNotFoundError")
+        return local("parquet", data_files={"train": str(repositories / "ours" / "parquet" / "data" / "train-*")})
+
+    monkeypatch.setattr(formats.datasets, "load_dataset_builder", builder)
+    monkeypatch.setattr(formats, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.1)
+    if failures == 2:
+        assert formats.open_any("ours/lost", "data.train", patience=5.0).dataset.count == len(asked) == 3
+    else:
+        with pytest.raises(SourceLost, match=r"^ours/lost: not readable, tried for \d s: Couldn't find it[^\n]+$"):
+            formats.open_any("ours/lost", "data.train", patience=1.0)
+        assert len(asked) > 1

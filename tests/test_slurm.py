@@ -61,11 +61,11 @@ def test_a_job_whose_images_do_not_answer_queues_again_and_goes_on(slurm, tmp_pa
     (tmp_path / "shards").mkdir()
     server = Server(write_digits(tmp_path / "shards"))
     source = [*STREAM, f"data.train={server.url}/{{0..{SHARDS - 1}}}.tar", "data.patience=3"]
-    job = submit(slurm, tmp_path, "stages=[supernet]", "supernet.epochs=12", *source)
+    job = submit(slurm, tmp_path, "stages=[supernet]", "supernet.epochs=6", *source)
     log, run = tmp_path / f"vitas-{job}.log", tmp_path / "runs" / "quickstart"
-    wait_for(lambda: len(read_lines(run / "metrics.jsonl")) >= 2, 240, log)
+    wait_for(lambda: len(read_lines(run / "metrics.jsonl")) >= 2, 420, log)
     server.faults |= {f"{shard}.tar": {"503": 10**6} for shard in range(SHARDS)}
-    wait_for(lambda: "it queues again" in log.read_text(), 240, log)
+    wait_for(lambda: "it queues again" in log.read_text(), 420, log)
     server.faults.clear()
     wait_for((run / "supernet" / "model.safetensors").is_file, 420, log)
     text = log.read_text()

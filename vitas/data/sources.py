@@ -109,7 +109,7 @@ def _open(data: Data, spec: str, key: str, *, streaming: bool, **how: Any) -> Sp
         numbers = np.array([labels[raw] for raw in index.labels], np.int32)
         split = replace(split, index=index._replace(labels=[]), numbers=numbers)
     if how.get("main"):
-        unreadable.key = split.made_of()
+        unreadable.key = {"images": spec} | split.made_of()
     if how.get("scan"):
         unreadable.recall(files=index is None)
     return split
