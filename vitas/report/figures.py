@@ -234,7 +234,7 @@ def _sentences(folder: Folder, found: Mapping[str, Any]) -> list[str]:
             best, what = (chosen[0], "the one it chose") if len(chosen) == 1 else (best, "the best")
             median = statistics.median(entry["top1"] for entry in inside)
             line += (f"; in the supernet {what} has {best['top1']:.2f} % top-1 on the hold-out with "
-                     f"{amount(best['macs'])} multiply-adds, half of the others less than {median:.2f} %")  # fmt: skip
+                     f"{amount(best['macs'])} multiply-adds, half of all less than {median:.2f} %")  # fmt: skip
         said.append(line + ".")
     elif supernet := next((one for one in found["trainings"] if one["stage"] == "supernet"), None):
         epochs = folder.section("supernet").get("epochs")
