@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from tqdm import tqdm
@@ -30,6 +32,13 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     logging.disable(logging.WARNING)
+
+
+@contextmanager
+def without_banners() -> Iterator[None]:
+    """Keeps what libraries print when they start from the terminal."""
+    with nullcontext() if verbose() else redirect_stdout(io.StringIO()):
+        yield
 
 
 def say(text: str) -> None:
