@@ -15,6 +15,7 @@ from vitas.data import sources
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
 from vitas.report.tables import time_table
+from vitas.report.terminal import say
 from vitas.report.tracking import Tracker
 from vitas.runs import prerequisites
 from vitas.runs.accelerator import make_accelerator
@@ -62,7 +63,7 @@ def run(settings: Recipe) -> None:
             tracker.outlook.begin(stage, accelerator.num_processes)
             works[stage](context)
         tracker.finish()
-        if len(settings.stages) > 1:
-            context.say(time_table({stage: tracker.outlook.spent[stage] for stage in settings.stages}))
+        if accelerator.is_main_process and len(settings.stages) > 1:
+            say(time_table({stage: tracker.outlook.spent[stage] for stage in settings.stages}))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -62,7 +62,7 @@ def supernet(run: Run) -> None:
         images,
         space.image_size,
         inputs=partial(subnets, settings, run.num_classes, skips),
-        macs=partial(macs_of_step, settings, run.num_classes, skips, len(net.sides)),
+        macs=partial(macs_of, run.num_classes, len(net.sides)),
         objective=OBJECTIVES[settings.supernet.distill],
         validation=validations.of_the_supernet(run, net, held_out),
     )
@@ -87,11 +87,8 @@ def subnets(
     return (*space.ends(seed, step), *(draw(many * step + number) for number in range(many)))
 
 
-def macs_of_step(
-    recipe: Recipe, num_classes: int, skips: Mapping[str, float], sides: int, step: int, steps: int
-) -> int:
+def macs_of(num_classes: int, sides: int, *drawn: Architecture) -> int:
     """Multiply-adds of an image's forward through all subnets of a step."""
-    drawn = subnets(recipe, num_classes, skips, step, steps)
     return sides * int(counts(Population.of(drawn), num_classes)["macs"].sum())
 
 
@@ -185,7 +182,7 @@ def _train_from(
         run.train,
         architecture.image_size,
         lambda step, steps: (),
-        macs=lambda step, steps: count(architecture, run.num_classes)["macs"],
+        macs=lambda: count(architecture, run.num_classes)["macs"],
         on_step=on_step,
         validation=None if on_step else validations.of_a_retraining(run, architecture),  # alone, ranks go separate ways
     )
@@ -199,12 +196,12 @@ def _train(
     split: Split,
     image_size: int,
     inputs: Callable[[int, int], tuple[Any, ...]],
-    macs: Callable[[int, int], int],
+    macs: Callable[..., int],
     objective: Objective = cross_entropy,
     on_step: Callable[[int, int], None] | None = None,
     validation: Validation | None = None,
 ) -> None:
-    """Trains a model on all ranks; `inputs` and `macs` are those of a step, of so many."""
+    """Trains a model on all ranks; `inputs` are those of a step, of so many, and `macs` counts those of inputs."""
     source = run.recipe.data
     data = batches.TrainingData(
         split,
@@ -229,7 +226,7 @@ def _train(
         stage=stage,
         data=data,
         inputs=lambda step: inputs(step, plan.stop),
-        macs=lambda step: macs(step, plan.stop),
+        macs=macs,
         tracker=run.tracker,
         stop=run.stop,
         on_step=on_step,

@@ -71,7 +71,7 @@ class Trainer:
         on_step: Told after each step how many of how many are done, in place of a progress bar and of lines.
         objective: What is made small.
         validation: What is validated meanwhile, if anything.
-        macs: Multiply-adds of a forward of one image at a step, if known.
+        macs: Counts the multiply-adds of a forward of one image with these further inputs, if that is known.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Trainer:
         on_step: Callable[[int, int], None] | None = None,
         objective: Objective = cross_entropy,
         validation: Validation | None = None,
-        macs: Callable[[int], int] | None = None,
+        macs: Callable[..., int] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.settings = settings
@@ -105,6 +105,7 @@ class Trainer:
         self.validation = validation
         self.macs, self.peak = macs, peak(accelerator.device, accelerator.mixed_precision)
         self.gradient_norm: float | None = None
+        self.drawn: tuple[Any, ...] = ()
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.feed = Feed(accelerator, data, settings)
@@ -186,7 +187,7 @@ class Trainer:
                 if step == self.last.step:  # it may have waited for a first batch, a compiler, a stream's old images
                     failures.wait_short()
                 self.writer.check()
-                meter.add(outcome.loss, self.macs(step) if meter.peak and self.macs else 0)
+                meter.add(outcome.loss, self.macs(*self.drawn) if meter.peak and self.macs else 0)
                 done = step + 1
                 if self._is_validation_due(done) and not outcome.stop:  # which must be quick
                     self._validate(done, meter)
@@ -263,7 +264,7 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> Outcome:
         """One optimizer step."""
-        inputs = self.inputs(step)
+        inputs = self.drawn = self.inputs(step)
         self.gradient_norm = None
         total = torch.zeros(4, device=self.accelerator.device)
         outcome = Outcome(0.0, False, False, False)
