@@ -67,7 +67,7 @@ class Bar(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         """What may stand in the format of the bar."""
-        facts = super().format_dict
+        facts = dict(super().format_dict)
         times = [(" left", self.seconds_left), (" of the run", self.left and self.left(self))]
         shown = [tqdm.format_interval(seconds) + what for what, seconds in times if seconds]
         return facts | {"times": ", ".join(shown) or tqdm.format_interval(facts["elapsed"])}
