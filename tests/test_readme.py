@@ -19,7 +19,9 @@ from test_data import folder_of_jpegs, picture, write_webdataset
 pytestmark = pytest.mark.launch
 BLOCKS = re.findall(r"```(bash|python|text)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 PYTHON = [block for language, block in BLOCKS if language == "python"]
-COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+TYPED = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+COMMANDS = [line for line in TYPED if not line.startswith("export ")]
+EXPORTED = dict(line.split()[1].split("=") for line in TYPED if line.startswith("export "))
 PRINTED = {
     command.splitlines()[-1]: text.splitlines()
     for (language, command), (follows, text) in pairwise(BLOCKS)
@@ -47,8 +49,11 @@ def clone(tmp_path_factory):
 
 def run(command: str, cwd: Path) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(command, shell=True, cwd=cwd, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    done = subprocess.run(
+        command, shell=True, cwd=cwd, capture_output=True, text=True, env=os.environ | EXPORTED | {"PATH": path}
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert "values were not passed" not in done.stderr
     return done.stdout
 
 
@@ -69,8 +74,19 @@ def test_the_first_command_searches_retrains_and_reports(clone):
     install, _, command = COMMANDS[0].partition(" && ")
     assert install == "pip install -e ."
     heading, *shown = PRINTED[COMMANDS[0]]
-    heading_now, *now = run(command, clone).rstrip().splitlines()[-len(shown) - 1 :]
-    assert heading_now == heading
+    lines = run(command, clone).splitlines()
+    at = lines.index(heading) + 1
+    assert shown.pop() == "..."
+    now, rest = lines[at : at + len(shown)], lines[at + len(shown) :]
+    assert [line.split()[0] for line in rest] == [
+        "time",
+        "supernet",
+        "evolve",
+        "retrain",
+        "baseline",
+        "evaluate",
+        "all",
+    ]
     within = [WITHIN[column] for column in re.split(r"  +", heading.strip())]
     for line, like in zip(now, shown, strict=True):
         name, *values = figures(like)

@@ -153,7 +153,6 @@ def test_the_bars_in_a_terminal_have_no_wrapped_and_no_doubled_lines(tmp_path):
         at_work = pane.wait("of the run", 200)
         lines = pane.wait("ended 0", 500)
     for seen in (at_work, lines):
-        assert max(map(len, seen)) <= 130, seen  # what a bar leaves is cut at 80; lines that are said may be longer
         bars = [line for line in seen if "|" in line]
         assert all(len(line) <= 80 for line in bars), bars
         assert len({line.split()[0] for line in bars}) == len(bars), bars

@@ -39,11 +39,8 @@ def subnets(
     return (*space.ends(seed, step), *(draw(many * step + number) for number in range(many)))
 
 
-def macs_of_step(
-    recipe: Recipe, num_classes: int, skips: Mapping[str, float], sides: int, step: int, steps: int
-) -> int:
+def macs_of(num_classes: int, sides: int, *drawn: Architecture) -> int:
     """Multiply-adds of an image's forward through all subnets of a step."""
-    drawn = subnets(recipe, num_classes, skips, step, steps)
     return sides * int(counts(Population.of(drawn), num_classes)["macs"].sum())
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import zip_longest
 
-from tqdm.std import Bar
-
 from vitas.spaces.architecture import Architecture, Block
 
 WIDTH = 80
@@ -92,4 +90,6 @@ def _widest(architectures: Sequence[Architecture]) -> int:
 
 
 def _bar(part: float, room: int) -> str:
-    return format(Bar(part, room), "")
+    """A bar over a part of so many columns, to an eighth of one."""
+    whole, eighths = divmod(round(8 * part * room), 8)
+    return ("█" * whole + (" ▏▎▍▌▋▊▉"[eighths] if eighths else "")).ljust(room)

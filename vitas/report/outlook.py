@@ -87,8 +87,8 @@ class Outlook:
         self.at_work = None
         self._write({"stage": None})
 
-    def _write(self, facts: dict[str, object]) -> None:
+    def _write(self, facts: Mapping[str, object]) -> None:
         self.count()
         where: dict[str, object] = {"spent": self.spent, "time": time.time()}
         where |= {"host": socket.gethostname(), "process": os.getpid()}
-        replace(self.folder / FILE, json.dumps(facts | where))
+        replace(self.folder / FILE, json.dumps({**facts, **where}))

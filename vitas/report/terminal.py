@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from tqdm import tqdm
@@ -30,6 +32,13 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     logging.disable(logging.WARNING)
+
+
+@contextmanager
+def without_banners() -> Iterator[None]:
+    """Keeps what libraries print when they start from the terminal."""
+    with nullcontext() if verbose() else redirect_stdout(io.StringIO()):
+        yield
 
 
 def say(text: str) -> None:
@@ -63,7 +72,7 @@ class Bar(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         """What may stand in the format of the bar."""
-        facts = super().format_dict
+        facts = dict(super().format_dict)
         times = [(" left", self.seconds_left), (" of the run", self.left and self.left(self))]
         shown = [tqdm.format_interval(seconds) + what for what, seconds in times if seconds]
         return facts | {"times": ", ".join(shown) or tqdm.format_interval(facts["elapsed"])}

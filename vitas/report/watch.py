@@ -70,15 +70,16 @@ def view(folder: Path) -> tuple[list[str], bool]:
     for line in read_lines(folder / "metrics.jsonl", lambda line: isinstance(line.get(t.STAGE), str)):
         lines.setdefault(line[t.STAGE], []).append(line)
     done = bool(now) and now.get("stage") is None
-    stages = [str(stage) for stage in asked.get("stages", [])]
+    stages = [str(stage) for stage in asked.get("stages") or []]
     at_work = t.kind(str(now.get("stage") or "")) if not done else ""
     search = str((asked.get("evolve") or {}).get("name", "evolution"))
     if at_work not in stages:  # the bar of a tournament, or of trials
         at_work = {search: "evolve", "opponents": "baseline"}.get(at_work, at_work)
     shown = [f"{asked.get('name', folder.name)}: {', '.join(stages)}", ""]
+    finished = {stage for stage in stages if _is_done(folder, stage, search if stage == "evolve" else stage)}
+    done = done or (not now and finished == {*stages})  # of a version that did not say
     for stage in stages:
-        folder_of = search if stage == "evolve" else stage
-        state = "done" if _is_done(folder, stage, folder_of) else "at work" if stage == at_work else "waits"
+        state = "done" if stage in finished else "at work" if stage == at_work else "waits"
         own = [name for name in lines if t.kind(name) == stage and (stage != "evolve" or _is_of(name, search))]
         shown.append(f"{stage:<9} {state}")
         for name in own:

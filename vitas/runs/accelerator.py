@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from vitas.config import UserError
 from vitas.data.batches import allowed_cores
 from vitas.recipe import Recipe
+from vitas.report.terminal import without_banners
 from vitas.train.failures import LONG_WAIT
 
 
@@ -31,12 +32,10 @@ def make_accelerator(settings: Recipe) -> Accelerator:
         # long because one rank may decode or count while the others wait.
         handlers.append(InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=LONG_WAIT))
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
-    accelerator = Accelerator(
-        # Said outright for ranks that torchrun started: Accelerate would take each for a single process, and
-        # synchronise nothing. DeepSpeed on CPU ranks, though, refuses the word.
-        cpu=on_cpu and not deepspeed,
-        kwargs_handlers=handlers,
-    )
+    # `cpu` is said outright for ranks that torchrun started: Accelerate would take each for a single process, and
+    # synchronise nothing. DeepSpeed on CPU ranks, though, refuses the word.
+    with without_banners():
+        accelerator = Accelerator(cpu=on_cpu and not deepspeed, kwargs_handlers=handlers)
     if accelerator.mixed_precision == "fp16" and on_cpu and not (deepspeed and _deepspeed_knows_fp16()):
         raise UserError("mixed_precision: fp16: expected a GPU, or DeepSpeed on a CPU that knows it; on CPUs use bf16")
     assert accelerator.num_processes == 1 or accelerator.distributed_type != DistributedType.NO

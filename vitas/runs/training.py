@@ -25,7 +25,7 @@ from vitas.runs.trained import TrainedModel, TrainedSupernet
 from vitas.sections import Retraining, Training
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.cost import COUNTED, count
-from vitas.subnets import macs_of_step, subnets
+from vitas.subnets import macs_of, subnets
 from vitas.train.alone import alone, one_thread
 from vitas.train.objectives import OBJECTIVES, Objective, cross_entropy
 from vitas.train.trainer import Trainer
@@ -62,7 +62,7 @@ def supernet(run: Run) -> None:
         images,
         space.image_size,
         inputs=partial(subnets, settings, run.num_classes, skips),
-        macs=partial(macs_of_step, settings, run.num_classes, skips, len(net.sides)),
+        macs=partial(macs_of, run.num_classes, len(net.sides)),
         objective=OBJECTIVES[settings.supernet.distill],
         validation=validations.of_the_supernet(run, net, held_out),
     )
@@ -167,7 +167,7 @@ def _train_from(
         run.train,
         architecture.image_size,
         lambda step, steps: (),
-        macs=lambda step, steps: count(architecture, run.num_classes)["macs"],
+        macs=lambda: count(architecture, run.num_classes)["macs"],
         on_step=on_step,
         validation=None if on_step else validations.of_a_retraining(run, architecture),  # alone, ranks go separate ways
         head_epochs=settings.head_epochs if source else 0,
@@ -182,13 +182,13 @@ def _train(
     split: Split,
     image_size: int,
     inputs: Callable[[int, int], tuple[Any, ...]],
-    macs: Callable[[int, int], int],
+    macs: Callable[..., int],
     objective: Objective = cross_entropy,
     on_step: Callable[[int, int], None] | None = None,
     validation: Validation | None = None,
     head_epochs: float = 0,
 ) -> None:
-    """Trains a model on all ranks; `inputs` and `macs` are those of a step, of so many."""
+    """Trains a model on all ranks; `inputs` are those of a step, of so many, and `macs` counts those of inputs."""
     source = run.recipe.data
     data = batches.TrainingData(
         split,
@@ -213,7 +213,7 @@ def _train(
         stage=stage,
         data=data,
         inputs=lambda step: inputs(step, plan.stop),
-        macs=lambda step: macs(step, plan.stop),
+        macs=macs,
         tracker=run.tracker,
         stop=run.stop,
         on_step=on_step,

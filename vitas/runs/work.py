@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from statistics import fmean
 
+from vitas.config import UserError
 from vitas.models.elastic import sides
 from vitas.report.outlook import Work
 from vitas.runs import finalists, found
@@ -13,7 +14,7 @@ from vitas.runs.run import Run
 from vitas.sections import Training
 from vitas.spaces.budget import sample_inside
 from vitas.spaces.cost import COUNTED, count
-from vitas.subnets import macs_of_step
+from vitas.subnets import macs_of, subnets
 
 SAMPLES = 16
 """Steps, or architectures, that a mean is taken of."""
@@ -25,7 +26,10 @@ BACKWARD = 3
 def works_of(run: Run) -> dict[str, Work]:
     """The work of each stage by its name, in their order; nothing of a run of a single stage."""
     stages = run.recipe.stages
-    return {name: work for stage in stages for name, work in _works(run, stage)} if len(stages) > 1 else {}
+    try:
+        return {name: work for stage in stages for name, work in _works(run, stage)} if len(stages) > 1 else {}
+    except UserError:  # which the stage that runs into it tells
+        return {}
 
 
 def _works(run: Run, stage: str) -> Iterator[tuple[str, Work]]:
@@ -37,7 +41,8 @@ def _works(run: Run, stage: str) -> Iterator[tuple[str, Work]]:
     searched, budgets = recipe.evolve, len(recipe.every_budget)
     faces = len(sides(recipe.supernet.sharing))
     if stage == "supernet" and recipe.supernet.trained_in is None:
-        steps = [macs_of_step(recipe, run.num_classes, run.skips, faces, step, SAMPLES) for step in range(SAMPLES)]
+        drawn = [subnets(recipe, run.num_classes, run.skips, step, SAMPLES) for step in range(SAMPLES)]
+        steps = [macs_of(run.num_classes, faces, *each) for each in drawn]
         yield stage, training(recipe.supernet, fmean(steps), 1 - recipe.data.holdout)
     elif stage == "evolve":
         typical = _typical(run)

@@ -76,7 +76,7 @@ class Trainer:
         on_step: Told after each step how many of how many are done, in place of a progress bar and of lines.
         objective: What is made small.
         validation: What is validated meanwhile, if anything.
-        macs: Multiply-adds of a forward of one image at a step, if known.
+        macs: Counts the multiply-adds of a forward of one image with these further inputs, if that is known.
         head_epochs: Epochs at the beginning that train the classifier alone. The rest then has a learning rate of zero
             rather than no gradients: every backend sees the same parameters at all steps.
     """
@@ -96,7 +96,7 @@ class Trainer:
         on_step: Callable[[int, int], None] | None = None,
         objective: Objective = cross_entropy,
         validation: Validation | None = None,
-        macs: Callable[[int], int] | None = None,
+        macs: Callable[..., int] | None = None,
         head_epochs: float = 0,
     ) -> None:
         self.accelerator = accelerator
@@ -113,6 +113,7 @@ class Trainer:
         self.validation = validation
         self.macs, self.peak = macs, peak(accelerator.device, accelerator.mixed_precision)
         self.gradient_norm: float | None = None
+        self.drawn: tuple[Any, ...] = ()
         plan, self.steps_per_epoch = make_plan(settings, data.size, settings.section, accelerator.num_processes)
         self.plan = replace(plan, rank=accelerator.process_index)
         self.head_steps = round(head_epochs * self.steps_per_epoch)
@@ -207,7 +208,7 @@ class Trainer:
                 if step == self.last.step:  # it may have waited for a first batch, a compiler, a stream's old images
                     failures.wait_short()
                 self.writer.check()
-                meter.add(outcome.loss, self.macs(step) if meter.peak and self.macs else 0)
+                meter.add(outcome.loss, self.macs(*self.drawn) if meter.peak and self.macs else 0)
                 done = step + 1
                 if outcome.unreadable:
                     self.feed.share_found()
@@ -288,7 +289,7 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> Outcome:
         """One optimizer step."""
-        inputs = self.inputs(step)
+        inputs = self.drawn = self.inputs(step)
         self.gradient_norm = None
         total = torch.zeros(5, device=self.accelerator.device)
         outcome: Outcome | None = None
