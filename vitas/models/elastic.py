@@ -203,7 +203,7 @@ def _cut(wanted: Sequence[tuple[Elastic, Sequence[Group]]]) -> list[list[list[Te
     how, wholes = [], []
     for layer, groups in wanted:
         parts = [[layer.parts(*channels) for channels in group] for group in groups]
-        for number, whole in enumerate(layer.parameters(recurse=False)):
+        for number, whole in enumerate(layer._parameters.values()):
             kind = whole.device.type
             half = number < layer.halves and torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind) if half else whole.dtype
@@ -212,7 +212,7 @@ def _cut(wanted: Sequence[tuple[Elastic, Sequence[Group]]]) -> list[list[list[Te
     slices: Any = iter(_Cut.apply(how, *wholes))
     found = []
     for layer, groups in wanted:
-        of_layer = [[next(slices) for _ in groups] for _ in layer.parameters(recurse=False)]
+        of_layer = [[next(slices) for _ in groups] for _ in layer._parameters]
         found.append([list(of_group) for of_group in zip(*of_layer, strict=True)])
     return found
 
