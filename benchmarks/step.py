@@ -94,7 +94,7 @@ def without(way: str) -> None:
     if way == "mkl":
         from vitas.models import product  # which an older checkout has not
 
-        product.has_onednn = lambda: False
+        product.KNOWN = False
     elif way == "turned":
         usual = Supernet._groups
         Supernet._groups = lambda net, kind: usual(net, "cuda" if kind == "cpu" else "cpu")

@@ -104,17 +104,18 @@ class ElasticLinear(Elastic, nn.Linear):
 
     halves = 2
 
-    def parts(self, inputs: Channels, outputs: Channels) -> list[Part]:
-        """Of weight and bias."""
+    def parts(self, *channels: Channels) -> list[Part]:
+        """Of weight and bias, for inputs and outputs."""
+        inputs, outputs = channels
         return [(outputs, inputs), (outputs,)]
 
 
 class ElasticLayerNorm(Elastic, nn.LayerNorm):
     """A layer norm over any channels."""
 
-    def parts(self, channels: Channels) -> list[Part]:
+    def parts(self, *channels: Channels) -> list[Part]:
         """Of weight and bias."""
-        return [(channels,), (channels,)]
+        return [channels, channels]
 
 
 class ElasticStem(Elastic):
@@ -130,9 +131,9 @@ class ElasticStem(Elastic):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2 + 1, embed_dim))
 
-    def parts(self, channels: Channels) -> list[Part]:
+    def parts(self, *channels: Channels) -> list[Part]:
         """Of patch weight and bias, class token and positions."""
-        return [(channels,), (channels,), ((), (), channels), ((), (), channels)]
+        return [channels, channels, ((), (), *channels), ((), (), *channels)]
 
     def tokens(self, patches: Tensor, groups: Sequence[Group]) -> list[Tensor]:
         """Patches (B, N - 1, 3 P P) to tokens (B, N, C), the class token first; of sides at once (S, B, N, C)."""
@@ -203,7 +204,7 @@ def _cut(wanted: Sequence[tuple[Elastic, Sequence[Group]]]) -> list[list[list[Te
     how, wholes = [], []
     for layer, groups in wanted:
         parts = [[layer.parts(*channels) for channels in group] for group in groups]
-        for number, whole in enumerate(layer.parameters(recurse=False)):
+        for number, whole in enumerate(layer._parameters.values()):
             kind = whole.device.type
             half = number < layer.halves and torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind) if half else whole.dtype
@@ -212,7 +213,7 @@ def _cut(wanted: Sequence[tuple[Elastic, Sequence[Group]]]) -> list[list[list[Te
     slices: Any = iter(_Cut.apply(how, *wholes))
     found = []
     for layer, groups in wanted:
-        of_layer = [[next(slices) for _ in groups] for _ in layer.parameters(recurse=False)]
+        of_layer = [[next(slices) for _ in groups] for _ in layer._parameters]
         found.append([list(of_group) for of_group in zip(*of_layer, strict=True)])
     return found
 

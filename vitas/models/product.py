@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
+KNOWN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+)
+"""Whether this torch has oneDNN's products."""
 
 
 class Norm(NamedTuple):
@@ -44,17 +48,15 @@ def product(
     return out.view(*x.shape[:-1], -1)
 
 
-def has_onednn() -> bool:
-    """Whether a CPU's float32 products can be oneDNN's."""
-    onednn: Any = torch.backends.mkldnn
-    known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return known and onednn.is_available() and onednn.enabled
-
-
 def is_onednns(x: Tensor) -> bool:
     """Whether products with `x` are oneDNN's."""
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and has_onednn()
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and KNOWN
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class _Product(torch.autograd.Function):
