@@ -128,8 +128,9 @@ def _class_numbers(run: Run, model: VisionTransformer, weights: Path) -> np.ndar
         return np.arange(len(classes))
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := [name for name in classes if name not in numbers]:
+        source = _test_source(run.recipe.data)
         raise UserError(
-            f"data.test: {_test_source(run.recipe.data)}: class {unknown[0]} is none of the {len(names)} classes of {weights}"
+            f"data.test: {source}: class {unknown[0]} is none of the {len(names)} classes of {weights}"
             + did_you_mean(unknown[0], names)
         )
     return np.array([numbers[name] for name in classes])
