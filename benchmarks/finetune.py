@@ -22,7 +22,7 @@ from vitas.runs import stages
 from vitas.runs.extract import extract
 
 SEEDS, EPOCHS, OF_EACH = 3, 3, 20
-NAMES = "zero one two three four five six seven eight nine".split()
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def write_digits(folder: Path) -> None:
