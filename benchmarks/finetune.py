@@ -44,8 +44,8 @@ def main(run: Path, folder: Path) -> None:
     extract(run, str(folder / "shape.yaml"), folder / "extracted")
     ways = {
         "fine-tuned": [f"retrain.init={folder}/extracted", "retrain.head_epochs=0"],
-        "the classifier alone in the first epoch": [f"retrain.init={folder}/extracted", "retrain.head_epochs=1"],
         "from scratch": ["retrain.init=scratch", f"retrain.architecture={folder}/shape.yaml", "retrain.head_epochs=0"],
+        "the classifier alone in the first epoch": [f"retrain.init={folder}/extracted", "retrain.head_epochs=1"],
     }
     common = [f"output={folder}", *(f"data.{part}={folder}/images/{part}" for part in ("train", "test"))]
     common += ["data.workers=0", "retrain.batch_size=20", f"retrain.epochs={EPOCHS}", "retrain.warmup_epochs=0.5"]
@@ -53,7 +53,7 @@ def main(run: Path, folder: Path) -> None:
         found = []
         for seed in range(SEEDS):
             name = f"way{number}_seed{seed}"
-            settings = [*common, f"name={name}", f"seed={seed}", "retrain.lr=3e-3", *overrides]
+            settings = [*common, f"name={name}", f"seed={seed}", "retrain.lr=1e-3", *overrides]
             stages.run(recipe.load("finetune", settings))
             found.append(json.loads((folder / name / "evaluation.json").read_text())["found"]["top1"])
         print(f"{way}: {statistics.mean(found):.1f} +- {statistics.stdev(found):.1f} %", flush=True)

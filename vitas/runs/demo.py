@@ -18,7 +18,7 @@ def page(folder: Path, top: int = 5) -> Any:
     """
     classifier = Classifier.load(folder)
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("vitas demo needs gradio: pip install 'vitas[demo]'") from None
 
