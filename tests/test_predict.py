@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import timm
@@ -55,6 +56,17 @@ def test_a_folder_a_pattern_and_a_file_are_classified_as_timm_would(folder, caps
     assert main(["predict", model, files[0], "--top", "1"]) == 0
     first = said["images"][files[0]][0]
     assert capsys.readouterr().out.strip() == f"{files[0]}  {first['class']} {100 * first['probability']:.1f} %"
+
+
+def test_the_page_asks_for_gradio_and_for_a_model(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for model, words in (
+        ("model", "vitas demo needs gradio: pip install 'vitas[demo]'"),
+        ("gone", "gone: No such file"),
+    ):
+        assert main(["demo", str(folder / model)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
 
 
 def test_what_cannot_be_classified_is_said_in_a_line(folder, tmp_path, capsys):

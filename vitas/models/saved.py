@@ -38,7 +38,7 @@ def save_description(folder: Path, model: VisionTransformer) -> None:
     if name is None or not timm.is_model(name):
         name = "vitas"
         arguments = {"architecture": shape.model_dump(mode="json")}
-    about = {"architecture": name}
+    about: dict[str, Any] = {"architecture": name}
     if names := model.pretrained_cfg.get("label_names"):
         about["label_names"] = names  # where transformers looks for them
     with TemporaryDirectory() as scratch:

@@ -101,7 +101,7 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         if isinstance(self.norm, nn.LayerNorm):
             self.norm.eps = FINAL_EPS
         self.architecture = architecture
-        self.pretrained_cfg = bare_cfg(architecture) | {"num_classes": num_classes}
+        self.pretrained_cfg: dict[str, Any] = bare_cfg(architecture) | {"num_classes": num_classes}
         """What is known of the model, under timm's names; whoever trains or loads it adds classes and preprocessing."""
         self._follow_input_size()
 

@@ -18,17 +18,19 @@ def page(folder: Path, top: int = 5) -> Any:
     """
     classifier = Classifier.load(folder)
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("vitas demo needs gradio: pip install 'vitas[demo]'") from None
 
     def classify(file: str | None) -> dict[str, float]:
         if file is None:
-            raise gradio.Error("Drop an image first.", print_exception=False)
+            raise gradio.Error("Drop an image first.", duration=None, print_exception=False)
         try:
             image = classifier.prepared({"bytes": None, "path": file})
         except UNREADABLE as error:
-            raise gradio.Error(f"Not an image, or damaged: {one_line(error)}", print_exception=False) from None
+            raise gradio.Error(
+                f"Not an image, or damaged: {one_line(error)}", duration=None, print_exception=False
+            ) from None
         (guesses,) = classifier.guess([image], top)
         return dict(guesses)
 
