@@ -1,4 +1,4 @@
-"""The command line: vitas run | check | rank | index | prepare | recipes | describe | import.
+"""The command line: vitas run | check | rank | report | compare | index | prepare | recipes | describe | import.
 
 What a command needs is imported inside it: torch takes seconds, and a typing error should cost none.
 """
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from vitas import shipped
@@ -82,6 +83,32 @@ def _parse(words: list[str]) -> argparse.Namespace:
     recipes = command("recipes", _recipes, "list the recipes that come with vitas, or print one")
     recipes.add_argument("name", metavar="NAME", nargs="?", help="print this one: vitas recipes search_1G > mine.yaml")
     recipes.add_argument("--folder", action="store_true", help="print the folder that holds recipes/ and launch/")
+
+    report = command(
+        "report",
+        _report,
+        "write the page of a run: what was asked for, how it goes, what came out",
+        "It needs the run folder alone, at any stage. A run writes its page itself, and keeps it fresh.",
+    )
+    report.add_argument("run", metavar="RUN", help="the folder of a run, such as runs/quickstart")
+    report.add_argument("-o", "--output", metavar="FILE.html", help="default: report.html in the folder")
+
+    compare = command(
+        "compare",
+        _compare,
+        "show several runs side by side: curves, fronts, means over seeds",
+        "Runs that differ in seed and name alone are taken together.",
+    )
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="the folders of runs")
+    compare.add_argument("-o", "--output", metavar="FILE.html", help="default: compare.html")
+
+    for draws in (report, compare):
+        draws.add_argument(
+            "--png", metavar="DIR", help="write the plots there as PNG, for papers, in place of the page"
+        )
+        draws.add_argument(
+            "--json", action="store_true", help="print the figures as one JSON object, in place of the page"
+        )
 
     describe = command("describe", _describe, "print an architecture and its costs")
     describe.add_argument(
@@ -235,6 +262,41 @@ def _recipes(options: argparse.Namespace) -> None:
         print(ours[options.name].read_text(), end="")
     else:
         raise UserError(f"unknown recipe {options.name}{did_you_mean(options.name, ours)}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from vitas.report.figures import figures
+    from vitas.report.page import page
+
+    folder = expanded(options.run)
+    _show(figures(folder), options, folder / "report.html", page)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from vitas.report import compare, compared
+
+    found = compare.compare([expanded(run) for run in options.runs])
+    if not options.json:
+        print(compare.table(found))
+    _show(found, options, Path("compare.html"), compared.page)
+
+
+def _show(found: dict[str, Any], options: argparse.Namespace, usual: Path, page: Callable[[Any], str]) -> None:
+    """Figures as JSON, as PNG, or, if neither is asked for or a file is named, as a page."""
+    if options.json:
+        print(json.dumps(found))
+    if options.png:
+        from vitas.report import plots
+
+        for file in plots.write(found, expanded(options.png)):
+            print(file)
+    if options.output or not (options.json or options.png):
+        from vitas.files import write_atomically
+
+        file = expanded(options.output) if options.output else usual
+        write_atomically(file, page(found))
+        if not options.json:
+            print(file)
 
 
 def _describe(options: argparse.Namespace) -> None:

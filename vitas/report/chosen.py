@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vitas.report.choices import KINDS
+from vitas.report.choices import FEW, KINDS
 from vitas.report.drawing import svg
 from vitas.report.numbers import label, ticks
 
@@ -24,9 +24,9 @@ def section(figures: Mapping[str, Any]) -> str:
     if not effects and not shares:
         return ""
     known = {(row["kind"], row["block"], row["value"]): row for row in effects}
-    bounds = [edge for row in effects if not row["block"] for edge in (row["low"], row["high"], row["effect"])
-              if edge is not None and row["candidates"] > 2]  # fmt: skip
-    most = max((abs(edge) for edge in bounds), default=1.0) or 1.0
+    # Those of a few candidates would make the scale: their whiskers are cut.
+    sure = [abs(row["effect"]) for row in effects if not row["block"] and row["candidates"] >= FEW]
+    most = 1.25 * max(sure, default=1.0) or 1.0
     every = sorted({*shares, *known}, key=lambda choice: choice[2])
     panels = []
     for kind, name in KINDS.items():
@@ -40,8 +40,8 @@ def section(figures: Mapping[str, Any]) -> str:
     if effects:
         notes.append(
             "Dots: mean top-1, in the supernet, of the candidates with this choice, less that of all, in points, with "
-            "its 95 % interval. Candidates descend from each other, and a budget ties choices together: this is what "
-            "went along with good scores, not what caused them."
+            f"its 95 % interval; small ones are of fewer than {FEW} candidates. Candidates descend from each other, "
+            "and a budget ties choices together: this is what went along with good scores, not what caused them."
         )
     if trained:
         some, all_of = trained["looked_at"], trained["steps"]
@@ -91,7 +91,9 @@ def _forest(
                 parts.append(
                     f'<line class="whisker" x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{y}" y2="{y}"/>'
                 )
-            parts.append(f'<circle class="dot c0" cx="{place:.1f}" cy="{y}" r="4"/>')
+            parts.append(
+                f'<circle class="dot c0" cx="{place:.1f}" cy="{y}" r="{4 if row["candidates"] >= FEW else 2}"/>'
+            )
         if choice in shares:
             share = shares[choice]
             told.append(f"in {100 * share:.1f} % of the steps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -43,7 +43,7 @@ class Plot:
     ) -> None:
         self.x_range, self.y_range, self.size = _wide(x), _wide(y), size
         self.x_name, self.y_name, self.whole = x_name, y_name, whole
-        self.left, self.right, self.top, self.bottom = 52, 14, 22, 40
+        self.left, self.right, self.top, self.bottom = (52, 14, 22, 40) if size[0] <= SMALL[0] else (64, 14, 34, 58)
         self.parts: list[str] = []
         self.points: list[list[Any]] = []
 
@@ -76,14 +76,14 @@ class Plot:
 
     def x_axis(self) -> str:
         """The ticks of the x axis and its name."""
-        bottom = self.size[1] - self.bottom
+        bottom, below = self.size[1] - self.bottom, 15 if self.size[0] <= SMALL[0] else 22
         marks = ticks(*self.x_range, most=4 if self.size[0] <= SMALL[0] else 7)
         marks = [mark for mark in marks if mark == int(mark)] if self.whole else marks
         step = marks[1] - marks[0] if len(marks) > 1 else 1
         drawn = [
-            f'<line class="grid" x1="{self.x(mark):g}" x2="{self.x(mark):g}" y1="{self.top}" y2="{bottom}"/>'
-            f'<text class="tick" x="{self.x(mark):g}" y="{bottom + 15}" text-anchor="middle">{label(mark, step)}</text>'
-            for mark in marks
+            f'<line class="grid" x1="{x:g}" x2="{x:g}" y1="{self.top}" y2="{bottom}"/>'
+            f'<text class="tick" x="{x:g}" y="{bottom + below}" text-anchor="middle">{label(mark, step)}</text>'
+            for mark, x in ((mark, self.x(mark)) for mark in marks)
         ]
         name = f'<text class="name" x="{self.size[0] - self.right}" y="{self.size[1] - 6}" text-anchor="end">'
         return "".join(drawn) + f"{name}{escape(self.x_name)}</text>"
@@ -115,16 +115,14 @@ def svg(size: tuple[float, float], content: str, title: str, kind: str = "", poi
     )
 
 
-def legend(names: Sequence[str]) -> str:
+def legend(colours: Mapping[str, int]) -> str:
     """The names of lines, each in its colour."""
-    if len(names) < 2:
-        return ""
-    keys = (f'<span><i class="c{at % COLOURS}"></i>{escape(name)}</span>' for at, name in enumerate(names))
+    keys = (f'<span><i class="c{at % COLOURS}"></i>{escape(name)}</span>' for name, at in colours.items())
     return f'<div class="legend">{"".join(keys)}</div>'
 
 
-def panel(panel: dict[str, Any], x: str, kinds: Sequence[int] | None = None) -> str:
-    """A plot of a panel of `vitas.report.curves`, with its legend; `kinds` are the colours of its lines."""
+def panel(panel: Mapping[str, Any], x: str, colours: Mapping[str, int], *, keys: bool = True) -> str:
+    """A plot of a panel of `vitas.report.curves`, with its legend; `colours` are those of lines, by name."""
     lines = panel["lines"]
     every = [point for line in lines for point in line["points"]]
     xs, ys = [point[0] for point in every], [point[1] for point in every]
@@ -135,12 +133,12 @@ def panel(panel: dict[str, Any], x: str, kinds: Sequence[int] | None = None) -> 
     begins = 0.0 if x == "epoch" else min(xs)
     drawn = Plot((begins, max(xs)), (0.0 if at_zero else low - pad, high + pad),
                  x_name=x, y_name=panel["name"] + unit, whole=x == "generation")  # fmt: skip
-    for at, line in enumerate(lines):
+    for line in lines:
         name = f"{line['name']}: " if len(lines) > 1 else ""
-        kind = f"c{(kinds[at] if kinds else at) % COLOURS}"
+        kind = f"c{colours[line['name']] % COLOURS}"
         drawn.line(line["points"], kind, lambda a, b, name=name: f"{name}{number(b)}\n{x} {a:.4g}")
-    keys = "" if kinds else legend([line["name"] for line in lines])
-    return f"<figure>{drawn.svg(panel['name'])}{keys}</figure>"
+    below = legend({line["name"]: colours[line["name"]] for line in lines}) if keys and len(lines) > 1 else ""
+    return f"<figure>{drawn.svg(panel['name'])}{below}</figure>"
 
 
 def number(value: float) -> str:

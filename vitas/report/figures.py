@@ -169,11 +169,13 @@ def _architectures(folder: Folder, found: Mapping[str, Any]) -> list[dict[str, A
     near = min(PUBLISHED, key=distance)
     rows = [(name, shape, classes) for name, shape in own.items()]
     rows += [("uniform ViT", uniform, classes), (near, PUBLISHED[near].architecture, 1000)]
-    return [
+    drawn = [
         {"name": name, "shape": searched.shape_of({"architecture": shape.model_dump()})["shape"],
          "image_size": shape.image_size, "words": shape.in_words, "classes": of} | cost.count(shape, of)
         for name, shape, of in rows
     ]  # fmt: skip
+    drawn[-1]["published"] = PUBLISHED[near].top1
+    return drawn
 
 
 def _trained(folder: Folder, found: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -243,7 +245,11 @@ def _sentences(folder: Folder, found: Mapping[str, Any]) -> list[str]:
     if seconds := sum(row["seconds"] for row in found["time"]):
         hours = sum(row.get("device_hours", 0) for row in found["time"])
         most = max(found["time"], key=lambda row: row["seconds"])
-        share = f", {100 * most['seconds'] / seconds:.0f} % of it for {most['stage']}" if len(found["time"]) > 1 else ""
+        share = (
+            f", {100 * most['seconds'] / seconds:.0f} % of it for stage {most['stage']}"
+            if len(found["time"]) > 1
+            else ""
+        )
         devices = f" ({hours:.3g} device-hours)" if hours else " of training, by the images/s that were noted"
         said.append(f"It {'took' if _is_done(found) else 'has taken'} {duration(seconds)}{devices}{share}.")
     return said or ["Nothing is trained or scored yet."]

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,9 @@ from vitas.files import read_lines
 from vitas.recipe import Recipe
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.space import SearchSpace
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's is ten times faster, where it is built in."""
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Section)
@@ -39,10 +43,9 @@ class Folder:
     def __post_init__(self) -> None:
         if not self.path.is_dir():
             raise UserError(f"{self.path}: no such folder; expected that of a run, such as runs/quickstart")
-        self.values: dict[str, Any] = self._read("recipe.yaml", yaml.safe_load, dict) or {}
+        self.values: dict[str, Any] = self._read("recipe.yaml", _yaml, dict) or {}
         self.recipe = self._parsed(Recipe, self.values)
         self.space = self.recipe.space if self.recipe else self._parsed(SearchSpace, self.values.get("space"), "space")
-        self.metrics = self._lines("metrics.jsonl", _is_metric)
         self.times = list(filter(_is_time, self._read(TIMES, json.loads, list) or []))
         self.evaluation = {
             name: row
@@ -52,6 +55,11 @@ class Folder:
         first = str(self.section("evolve").get("name", "evolution"))
         names = sorted(file.parent.name for file in self.path.glob("*/candidates.jsonl"))
         self.searches = sorted(names, key=lambda name: name != first)
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
+        return self._lines("metrics.jsonl", _is_metric)
 
     @property
     def name(self) -> str:
@@ -69,7 +77,7 @@ class Folder:
         found = self.values.get(name)
         return found if isinstance(found, dict) else {}
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What the first training that is there was made with."""
         made = (self.made_with(stage) for stage in ("supernet", *self.trained))
@@ -77,7 +85,7 @@ class Folder:
 
     def made_with(self, stage: str) -> dict[str, Any]:
         """The settings that what is in a stage's folder was made with; empty if there are none."""
-        return self._read(f"{stage}/settings.yaml", yaml.safe_load, dict) or {}
+        return self._read(f"{stage}/settings.yaml", _yaml, dict) or {}
 
     @property
     def classes(self) -> int | None:
@@ -95,7 +103,7 @@ class Folder:
         pairs = {name: pair for name, pair in self.section("budget").items() if isinstance(pair, list)}
         return {"": {name: (pair[0], pair[1]) for name, pair in pairs.items() if len(pair) == 2}}
 
-    @property
+    @cached_property
     def trained(self) -> dict[str, bool]:
         """The folders of `retrain` and `baseline` in which something is trained, and whether it is done."""
         folders = sorted(
@@ -160,6 +168,10 @@ class Folder:
         if not values:
             return None
         return self.attempt(where, lambda: parse(kind, values, source="read by another version"))
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def is_number(value: Any) -> bool:

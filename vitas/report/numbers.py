@@ -33,8 +33,10 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
         return [low]
     step = 10 ** math.floor(math.log10(span / most))
     step *= next(times for times in (1, 2, 5, 10) if span / (step * times) <= most)
-    first = math.ceil(low / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if last <= first and most < 20:
+        return ticks(low, high, 2 * most)  # one alone does not tell the scale
+    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def label(value: float, step: float) -> str:
@@ -44,7 +46,5 @@ def label(value: float, step: float) -> str:
                             if abs(value) >= size)  # fmt: skip
         digits = max(0, -math.floor(math.log10(step / size) + 1e-9)) if step else 0
         return f"{value / size:.{min(digits, 3)}f}{letter}"
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}"
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 2
-    return f"{value:,.{min(digits, 5)}f}"
+    return f"{value:.1e}" if value and digits > 4 else f"{value:,.{digits if value else 0}f}"

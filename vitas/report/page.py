@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vitas.report import chosen, drawing, scattered
+from vitas.files import write_atomically
+from vitas.report import chosen, drawing, figures, scattered
 from vitas.report.numbers import amount, duration
 
 HERE = Path(__file__).parent
@@ -28,7 +29,7 @@ COLUMNS = {
 }
 
 
-def page(figures: Mapping[str, Any]) -> str:
+def page(found: Mapping[str, Any]) -> str:
     """The page of the figures of one run (`vitas.report.figures`)."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     sections: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
@@ -42,18 +43,27 @@ def page(figures: Mapping[str, Any]) -> str:
         ("Time", _time),
         ("Go on", _next),
     ]
-    drawn = [(name, content) for name, work in sections if (content := work(figures))]
+    drawn = [(name, content) for name, work in sections if (content := work(found))]
     links = " ".join(f'<a href="#{_id(name)}">{name}</a>' for name, _ in drawn)
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in figures["sentences"])
-    told = "".join(f"<li>{escape(line)}</li>" for line in figures["told"])
+    said = "".join(f"<p>{escape(sentence).replace('top-', 'top&#8209;')}</p>" for sentence in found["sentences"])
+    told = "".join(f"<li>{escape(line)}</li>" for line in found["told"])
     body = "".join(f'<section id="{_id(name)}"><h2>{name}</h2>{content}</section>' for name, content in drawn)
     return document(
-        f"{figures['name']} · vitas",
-        f"<h1>{escape(figures['name'])}</h1><small>{escape(figures['folder'])} · as of {now} · "
-        f"vitas {escape(figures['version'])}</small>{_progress(figures)}"
+        f"{found['name']} · vitas",
+        f"<h1>{escape(found['name'])}</h1><small>{escape(found['folder'])} · as of {now} · "
+        f"vitas {escape(found['version'])}</small>{_progress(found)}"
         f'<div class="said">{said}</div><nav>{links}</nav>{body}'
         + (f'<section class="told"><h2>What could not be read</h2><ul>{told}</ul></section>' if told else ""),
     )
+
+
+def write(folder: Path, file: Path) -> None:
+    """Writes the page of the run in a folder.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    write_atomically(file, page(figures.figures(folder)))
 
 
 def document(title: str, body: str) -> str:
@@ -77,9 +87,9 @@ def _id(name: str) -> str:
     return name.lower().replace(" ", "-")
 
 
-def _progress(figures: Mapping[str, Any]) -> str:
+def _progress(found: Mapping[str, Any]) -> str:
     parts = ""
-    for part in figures["progress"]:
+    for part in found["progress"]:
         share = 100 * part["share"]
         told = "done" if share == 100 else f"{share:.0f} %"
         bar = f'<div class="bar"><i style="width:{share:.1f}%"></i></div>'
@@ -87,13 +97,13 @@ def _progress(figures: Mapping[str, Any]) -> str:
     return f'<ul class="stages">{parts}</ul>' if parts else ""
 
 
-def _asked(figures: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in figures["asked"])
+def _asked(found: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in found["asked"])
     return f'<table class="asked">{rows}</table>' if rows else ""
 
 
-def _final(figures: Mapping[str, Any]) -> str:
-    rows = figures["final"]
+def _final(found: Mapping[str, Any]) -> str:
+    rows = found["final"]
     if not rows:
         return ""
     costs = [name for name in COLUMNS if any(name in row for row in rows)]
@@ -108,11 +118,11 @@ def _final(figures: Mapping[str, Any]) -> str:
     return table(head, cells, ["shape"]) + f"<small>{on}; costs are of one image</small>"
 
 
-def _architectures(figures: Mapping[str, Any]) -> str:
-    shapes = figures["architectures"]
+def _architectures(found: Mapping[str, Any]) -> str:
+    shapes = found["architectures"]
     if not shapes:
         return ""
-    accuracy = {row["name"]: row["top1"] for row in figures["final"]}
+    accuracy = {row["name"]: row["top1"] for row in found["final"]}
     widest = {one["name"]: max(one["shape"][1], *(max(block[1:]) for block in one["shape"][2] if block), 1)
               for one in shapes}  # fmt: skip
     own = max(width for name, width in widest.items() if name == shapes[0]["name"] or name.startswith("uniform"))
@@ -120,9 +130,11 @@ def _architectures(figures: Mapping[str, Any]) -> str:
     for one in shapes:
         # To one scale, but for what would not fit: another order of size has its own, and says so.
         times = 1 if widest[one["name"]] <= 1.6 * own else -(-widest[one["name"]] // own)
-        scale = 250 / own / times
-        width = 26 + widest[one["name"]] * scale + 130
-        top1 = f", {accuracy[one['name']]:.2f} % top-1" if one["name"] in accuracy else ""
+        scale = 215 / own / times
+        width = 26 + widest[one["name"]] * scale + 120
+        published = one.get("published")
+        top1 = f", {accuracy[one['name']]:.2f} % top-1" if one["name"] in accuracy else (
+            f", published with {published:.1f} % top-1" if published else "")  # fmt: skip
         note = f"; drawn at 1/{times:g} of the scale" if times > 1 else ""
         costs = f"{amount(one['macs'])} multiply-adds, {amount(one['params'])} parameters"
         of = f"{one['image_size']} x {one['image_size']} pixels, {one['classes']:,} classes"
@@ -140,33 +152,32 @@ def _architectures(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _searches(figures: Mapping[str, Any]) -> str:
+def _searches(found: Mapping[str, Any]) -> str:
     return "".join(
-        (f"<h3>{escape(search['name'])}</h3>" if len(figures["searches"]) > 1 else "")
+        (f"<h3>{escape(search['name'])}</h3>" if len(found["searches"]) > 1 else "")
         + scattered.section(search, at)
         + _panels(search["generations"])
-        for at, search in enumerate(figures["searches"])
+        for at, search in enumerate(found["searches"])
     )
 
 
 def _panels(group: Mapping[str, Any]) -> str:
-    return (
-        f'<div class="grid2">{"".join(drawing.panel(panel, group["x"]) for panel in group["panels"])}</div>'
-        if group["panels"]
-        else ""
-    )
+    names = dict.fromkeys(line["name"] for panel in group["panels"] for line in panel["lines"])
+    colours = {name: at for at, name in enumerate(names)}  # one line, one colour in all panels
+    drawn = "".join(drawing.panel(panel, group["x"], colours) for panel in group["panels"])
+    return f'<div class="grid2">{drawn}</div>' if drawn else ""
 
 
-def _trainings(figures: Mapping[str, Any]) -> str:
-    return "".join(f"<h3>{escape(one['stage'])}</h3>{_panels(one)}" for one in figures["trainings"])
+def _trainings(found: Mapping[str, Any]) -> str:
+    return "".join(f"<h3>{escape(one['stage'])}</h3>{_panels(one)}" for one in found["trainings"])
 
 
-def _rankings(figures: Mapping[str, Any]) -> str:
-    return "".join(scattered.ranking(one) for one in figures["rankings"])
+def _rankings(found: Mapping[str, Any]) -> str:
+    return "".join(scattered.ranking(one) for one in found["rankings"])
 
 
-def _time(figures: Mapping[str, Any]) -> str:
-    rows = figures["time"]
+def _time(found: Mapping[str, Any]) -> str:
+    rows = found["time"]
     if not rows:
         return ""
     total = sum(row["seconds"] for row in rows) or 1.0
@@ -182,5 +193,5 @@ def _time(figures: Mapping[str, Any]) -> str:
     return table(["stage", "time", "share", "device-hours", "devices"], cells, ["devices"]) + f"<small>{note}</small>"
 
 
-def _next(figures: Mapping[str, Any]) -> str:
-    return "".join(f"<div>{escape(row['text'])}</div><pre>{escape(row['command'])}</pre>" for row in figures["next"])
+def _next(found: Mapping[str, Any]) -> str:
+    return "".join(f"<div>{escape(row['text'])}</div><pre>{escape(row['command'])}</pre>" for row in found["next"])

@@ -43,8 +43,8 @@ def section(search: Mapping[str, Any], at: int) -> str:
         for cost in costs
     )
     of = f"{len(shown):,} of {search['scored']:,}" if len(shown) < search["scored"] else f"{search['scored']:,}"
-    keys = [("some", f"{of} scored candidates"), ("front", "the search's front"), ("best", "the best"),
-            ("shade", "budget")]  # fmt: skip
+    keys = [("some", f"{of} scored candidates"), ("front", "the search's front"), ("best", "the best")]
+    keys += [("shade", "budget")] if any(axis["bands"] for axis in axes.values()) else []
     legend = "".join(f'<span><i class="box i-{kind}"></i>{escape(words)}</span>' for kind, words in keys)
     return (
         f'<div class="search"><div class="pick">{inputs}</div>'
@@ -96,7 +96,7 @@ def ranking(table: Mapping[str, Any]) -> str:
     seeds = [row["top1"] for row in rows]
     every = [value for values in seeds for value in values]
     pad, rise = 0.05 * (max(xs) - min(xs)), 0.05 * (max(every) - min(every))
-    drawn = Plot((min(xs) - pad, max(xs) + pad), (min(every) - rise, max(every) + rise), size=(560, 360),
+    drawn = Plot((min(xs) - pad, max(xs) + pad), (min(every) - rise, max(every) + rise), size=(360, 270),
                  x_name="top-1 % in the supernet, on the hold-out",
                  y_name=f"top-1 % trained alone, {len(seeds[0])} seed(s)")  # fmt: skip
     for row, x, values in zip(rows, xs, seeds, strict=True):

@@ -37,8 +37,9 @@ def search(folder: Folder, name: str) -> dict[str, Any] | None:
         for budget, limits in windows.items()
     }
     lawful = [entry for entry in whole if any(entry["key"] in keys for keys in inside.values())]
-    costs = [cost for cost in ("macs", *COSTS) if all(is_number(entry.get(cost)) for entry in scored)]
-    costs = list(dict.fromkeys(costs))
+    asked = [cost for limits in windows.values() for cost in limits]  # what has a budget comes first
+    costs = [cost for cost in dict.fromkeys([*asked, "macs", *COSTS])
+             if cost in COSTS and all(is_number(entry.get(cost)) for entry in scored)]  # fmt: skip
     fronts = {cost: pareto(lawful, cost) for cost in costs}
     front = [entry["key"] for entry in folder.front(name)]
     chosen = {budget: architecture.key for budget, architecture in folder.best(name).items()}

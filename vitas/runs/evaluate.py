@@ -51,7 +51,10 @@ def evaluate(run: Run) -> None:
         run.tracker.log("evaluate", 0, **of, **rows[name])
         total = len(images.labels)
     if accelerator.is_main_process:
-        write_atomically(run.folder / "evaluation.json", json.dumps(rows, indent=1))
+        write_atomically(
+            run.folder / "evaluation.json",
+            json.dumps({name: row | {tracking.IMAGES: total} for name, row in rows.items()}, indent=1),
+        )
         run.test.unreadable.tell(say)
         say(table(rows, total))
 

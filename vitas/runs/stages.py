@@ -6,9 +6,12 @@ resumes by itself, and does nothing when it is done.
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from vitas import recipe
 from vitas.data import sources
@@ -23,9 +26,11 @@ from vitas.runs.evolve import evolve
 from vitas.runs.launch import end_launcher_of_ranks, end_launcher_quietly
 from vitas.runs.lock import hold
 from vitas.runs.rank import rank
+from vitas.runs.reporting import Reporting
 from vitas.runs.run import Run
 from vitas.runs.training import retrain, supernet
 from vitas.train.stop import StopRequest
+from vitas.version import __version__
 
 
 def run(settings: Recipe) -> None:
@@ -54,9 +59,27 @@ def run(settings: Recipe) -> None:
             "baseline": baseline,
             "evaluate": evaluate,
         }
-        for stage in settings.stages:
-            stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
-            works[stage](context)
-        tracker.finish()
+        with (
+            Reporting(settings.folder, _machine(accelerator)) if accelerator.is_main_process else nullcontext() as told
+        ):
+            for stage in settings.stages:
+                stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
+                with told.stage(stage) if told else nullcontext():
+                    works[stage](context)
+            tracker.finish()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _machine(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run is done on, for those who read of it."""
+    device = accelerator.device
+    return {
+        "devices": accelerator.num_processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "host": os.uname().nodename,
+        "backend": accelerator.distributed_type.value,
+        "precision": accelerator.mixed_precision,
+        "vitas": __version__,
+        "torch": torch.__version__,
+    }
