@@ -10,6 +10,7 @@ from typing import Any
 
 from vitas.report.figures import figures
 from vitas.report.folder import Folder, is_number
+from vitas.report.numbers import amount
 
 NOT_COMPARED = {"name", "output", "seed", "tracking", "stages", "extends"}
 """Sections and settings that do not make two runs different: those of one group differ in these alone."""
@@ -18,11 +19,11 @@ FIGURES = {
     "found": ("top-1 % of the found", 2),
     "uniform": ("of the uniform ViT", 2),
     "score": ("in the supernet", 2),
-    "macs": ("MACs", 0),
+    "macs": ("MACs", None),
     "tau": ("tau", 2),
     "hours": ("device-hours", 1),
 }
-"""What is compared, what it is called in a table, and its decimals."""
+"""What is compared, what it is called in a table, and its decimals; None for counts, which are shortened."""
 
 
 def compare(folders: Sequence[Path]) -> dict[str, Any]:
@@ -54,10 +55,10 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """The comparison as text: a line for each group, with the mean and the standard deviation over its runs."""
-    shown = [name for name in FIGURES if any(name in group for group in found["groups"])]
-    head = ["", "runs", *(FIGURES[name][0] for name in shown)]
+    names = [name for name in FIGURES if any(name in group for group in found["groups"])]
+    head = ["", "runs", *(FIGURES[name][0] for name in names)]
     lines = [
-        [group["group"], str(group["runs"]), *(spread(group, name) for name in shown)] for group in found["groups"]
+        [group["group"], str(group["runs"]), *(spread(group, name) for name in names)] for group in found["groups"]
     ]
     widths = [max(len(line[at]) for line in [head, *lines]) for at in range(len(head))]
     return "\n".join(
@@ -71,9 +72,14 @@ def spread(group: Mapping[str, Any], name: str) -> str:
     """Mean and standard deviation of a figure: `75.31 ± 0.20`; of one run the figure alone."""
     if name not in group:
         return "-"
+    deviation, text = group[name]["deviation"], shown(name, group[name]["mean"])
+    return text if deviation is None else f"{text} ± {shown(name, deviation)}"
+
+
+def shown(name: str, value: float) -> str:
+    """A figure as text."""
     decimals = FIGURES[name][1]
-    text = f"{group[name]['mean']:,.{decimals}f}"
-    return f"{text} ± {group[name]['deviation']:,.{decimals}f}" if group[name]["deviation"] is not None else text
+    return amount(value) if decimals is None else f"{value:.{decimals}f}"
 
 
 def _outcome(run: Mapping[str, Any]) -> dict[str, float]:

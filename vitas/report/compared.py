@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from vitas.report import drawing
-from vitas.report.compare import FIGURES, spread
+from vitas.report.compare import FIGURES, shown, spread
 from vitas.report.page import document, table
 
 
@@ -15,13 +15,13 @@ def page(found: Mapping[str, Any]) -> str:
     """The page of a comparison (`vitas.report.compare`). A group has a colour; its runs share it."""
     groups = {group["group"]: at for at, group in enumerate(found["groups"])}
     colours = {row["run"]: groups[row["group"]] for row in found["runs"]}
-    shown = [name for name in FIGURES if any(name in group for group in found["groups"])]
-    titles = [FIGURES[name][0] for name in shown]
-    rows = [[group["group"], str(group["runs"]), *(spread(group, name) for name in shown)] for group in found["groups"]]
+    names = [name for name in FIGURES if any(name in group for group in found["groups"])]
+    titles = [FIGURES[name][0] for name in names]
+    rows = [[group["group"], str(group["runs"]), *(spread(group, name) for name in names)] for group in found["groups"]]
     means = table(["", "runs", *titles], rows)
     each = [
         [row["run"], row["group"], str(row["seed"]),
-         *(f"{row[name]:,.{FIGURES[name][1]}f}" if name in row else "-" for name in shown)]
+         *(shown(name, row[name]) if name in row else "-" for name in names)]
         for row in found["runs"]
     ]  # fmt: skip
     runs = table(["run", "group", "seed", *titles], each, ["group"])

@@ -52,6 +52,7 @@ class Reporting:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.began = time.monotonic()
         self.times.append({"stage": name, "began": now, "seconds": 0.0} | self.machine)
+        self._note()
         try:
             yield
         finally:
