@@ -125,7 +125,8 @@ def _panels(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dic
                 if panel["name"].split(" ")[0] not in ("loss", "top-1"):
                     continue
                 # Of a training's loss that in training, else what is validated last: the average, or random subnets.
-                line = panel["lines"][0 if panel["lines"][0]["name"] in ("in training", "best so far") else -1]
+                first = panel["lines"][0]
+                line = first if first["name"].startswith(("in training", "best so far")) else panel["lines"][-1]
                 titled = f"{stage}: {panel['name']}, {line['name']}"
                 place = found.setdefault((stage, panel["name"]), panel | {"name": titled, "x": group["x"], "lines": []})
                 place["lines"].append({"name": name, "points": line["points"]})

@@ -110,7 +110,7 @@ def generations(candidates: Sequence[dict[str, Any]], inside: dict[str, set[str]
                 if entry["key"] in keys and (name not in best or better(entry[quality], best[name][quality])):
                     best[name] = entry
             if name in best:
-                label = f"best so far{f', {name}' if name else ''}"
+                label = "best so far" + " by the loss" * (quality != "top1") + (f", {name}" if name else "")
                 for figure in shown:
                     lines[figure].setdefault(label, []).append([number, best[name][figure]])
         if scored:

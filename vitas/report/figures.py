@@ -151,9 +151,8 @@ def _architectures(folder: Folder, found: Mapping[str, Any]) -> list[dict[str, A
         if shape not in own.values():
             own[f"{name} of the search"] = shape
     if not own and found["searches"]:
-        front = folder.front(found["searches"][0]["name"])
-        shape = front and folder.attempt("front.json", lambda: Architecture.model_validate(front[0]["architecture"]))
-        own |= {"best so far": shape} if shape else {}
+        for entry in folder.front(found["searches"][0]["name"])[:1]:
+            own["best so far"] = Architecture.model_validate(entry["architecture"])
     if not own:
         return []
     first = next(iter(own.values()))
@@ -185,8 +184,8 @@ def _trained(folder: Folder, found: Mapping[str, Any]) -> dict[str, Any] | None:
     if recipe is None or classes is None or line is None or not line["epoch"]:
         return None
     skip = folder.made_with("supernet").get("skip")
-    skips = skip if isinstance(skip, dict) else dict.fromkeys(recipe.every_budget, skip)
-    if skip is None or skips.keys() != recipe.every_budget.keys():
+    skips: dict[str, Any] = skip if isinstance(skip, dict) else {"": skip}
+    if skips.keys() != recipe.every_budget.keys() or not all(map(is_number, skips.values())):
         skips = recipe.skip_probabilities(classes)
     steps = round(line["step"] / line["epoch"] * recipe.supernet.epochs)
     return choices.trained(recipe, classes, skips, int(line["step"]), max(steps, int(line["step"])))
@@ -234,7 +233,7 @@ def _sentences(folder: Folder, found: Mapping[str, Any]) -> list[str]:
             best, what = (chosen[0], "the one it chose") if len(chosen) == 1 else (best, "the best")
             median = statistics.median(entry["top1"] for entry in inside)
             line += (f"; in the supernet {what} has {best['top1']:.2f} % top-1 on the hold-out with "
-                     f"{amount(best['macs'])} multiply-adds, half of the others less than {median:.2f} %")  # fmt: skip
+                     f"{amount(best['macs'])} multiply-adds, half of all less than {median:.2f} %")  # fmt: skip
         said.append(line + ".")
     elif supernet := next((one for one in found["trainings"] if one["stage"] == "supernet"), None):
         epochs = folder.section("supernet").get("epochs")
