@@ -99,6 +99,7 @@ def test_whatever_is_cut_or_damaged_leaves_the_rest(run, tmp_path, monkeypatch, 
         b"\xff\xfe\0",
         b"[1, 2]\n",
         b'{"key": 1, "stage": [], "step": {}}\n',
+        b'{"tables": [{"architectures": [1], "rankings": {"supernet": {"tau": 1}}}]}',
     ):
         (folder / name).write_bytes(content)
         found = figures(folder)

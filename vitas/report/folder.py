@@ -130,7 +130,7 @@ class Folder:
         """The tables of stage `rank`."""
         found = self._read("rank/ranking.json", json.loads, dict) or {}
         tables = found.get("tables") or []
-        return [table for table in tables if isinstance(table, dict) and table.get("architectures")]
+        return list(filter(_is_ranking, tables)) if isinstance(tables, list) else []
 
     def architecture(self, file: Path) -> Architecture | None:
         """The architecture of a file, if it holds one."""
@@ -185,6 +185,13 @@ def _is_metric(line: dict[str, Any]) -> bool:
 
 def _is_time(line: Any) -> bool:
     return isinstance(line, dict) and isinstance(line.get("stage"), str) and is_number(line.get("seconds"))
+
+
+def _is_ranking(table: Any) -> bool:
+    try:
+        return bool(table["architectures"]) and is_number(table["rankings"]["supernet"]["tau"])
+    except (KeyError, TypeError):
+        return False
 
 
 def _is_candidate(line: Any) -> bool:

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vitas.config import one_line
 from vitas.files import write_atomically
 from vitas.report import chosen, drawing, figures, scattered
 from vitas.report.numbers import amount, duration
@@ -43,10 +44,17 @@ def page(found: Mapping[str, Any]) -> str:
         ("Time", _time),
         ("Go on", _next),
     ]
-    drawn = [(name, content) for name, work in sections if (content := work(found))]
+    drawn, lines = [], list(found["told"])
+    for name, work in sections:
+        try:
+            content = work(found)
+        except Exception as error:  # of what another version wrote: the rest of the page is worth having
+            lines.append(f"{name}: {one_line(error) or type(error).__name__}")
+        else:
+            drawn += [(name, content)] if content else []
     links = " ".join(f'<a href="#{_id(name)}">{name}</a>' for name, _ in drawn)
     said = "".join(f"<p>{escape(sentence).replace('top-', 'top&#8209;')}</p>" for sentence in found["sentences"])
-    told = "".join(f"<li>{escape(line)}</li>" for line in found["told"])
+    told = "".join(f"<li>{escape(line)}</li>" for line in lines)
     body = "".join(f'<section id="{_id(name)}"><h2>{name}</h2>{content}</section>' for name, content in drawn)
     return document(
         f"{found['name']} · vitas",
