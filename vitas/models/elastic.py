@@ -99,7 +99,7 @@ class Elastic(nn.Module):
         return [_take(whole, part) for whole, part in zip(self.parameters(), self.parts(*channels), strict=True)]
 
 
-class ElasticLinear(Elastic, nn.Linear):
+class ElasticLinear(Elastic, nn.Linear):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A linear layer of which any inputs x outputs can run."""
 
     halves = 2
@@ -110,7 +110,7 @@ class ElasticLinear(Elastic, nn.Linear):
         return [(outputs, inputs), (outputs,)]
 
 
-class ElasticLayerNorm(Elastic, nn.LayerNorm):
+class ElasticLayerNorm(Elastic, nn.LayerNorm):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A layer norm over any channels."""
 
     def parts(self, *channels: Channels) -> list[Part]:
@@ -161,7 +161,7 @@ class _Idle(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return gradient, *_zeros(ctx.shapes, *ctx.like)
 
 
@@ -182,7 +182,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         wholes, left = _zeros(ctx.shapes, *ctx.like), iter(gradients)
         turns: list[tuple[list[Tensor], list[Tensor]]] = []
         for whole, (groups, _, learns) in zip(wholes, ctx.how, strict=True):
@@ -201,6 +201,7 @@ class _Cut(torch.autograd.Function):
 
 
 def _cut(wanted: Sequence[tuple[Elastic, Sequence[Group]]]) -> list[list[list[Tensor]]]:
+    whole: Any
     how, wholes = [], []
     for layer, groups in wanted:
         parts = [[layer.parts(*channels) for channels in group] for group in groups]

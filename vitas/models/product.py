@@ -82,7 +82,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, scale, shift, weight, *statistics = ctx.saved_tensors
         d_out = gradient.to(weight.dtype)
         before, plain, *_ = _before(x, scale, shift, ctx.eps, ctx.gelu)

@@ -57,6 +57,7 @@ class ElasticAttention(nn.Module):
             self.add_module(name, nn.ModuleList(ElasticLinear(embed_dim, inner_dim) for _ in range(copies)))
         for layer in self.get_submodule("k").children():
             # Softmax ignores its bias: the gradient is rounding noise, which Adam would blow up (see vitas.models.vit).
+            assert isinstance(layer, ElasticLinear)
             layer.learns = False
         self.proj = ElasticLinear(inner_dim, embed_dim)
 
@@ -95,10 +96,10 @@ class ElasticBlock(nn.Module):
         for x, *layers in zip(groups_of_x, *slices, strict=True):
             norm1, *qkv, proj, norm2, fc1, fc2 = layers
             weights, biases = zip(*qkv, strict=True)
-            joint = product(x, torch.cat(weights, -2), torch.cat(biases, -1), of=Norm(*norm1, BLOCK_EPS))
+            joint = product(x, torch.cat(weights, -2), torch.cat(biases, -1), of=Norm(*norm1, eps=BLOCK_EPS))
             mixed = attend(*joint.flatten(0, -3).chunk(3, dim=-1), heads=heads)
             x = product(mixed.view(*x.shape[:-1], -1), *proj, plus=x)
-            hidden = product(x, *fc1, of=Norm(*norm2, BLOCK_EPS))
+            hidden = product(x, *fc1, of=Norm(*norm2, eps=BLOCK_EPS))
             found.append(product(hidden, *fc2, of="gelu", plus=x))
         return found
 
@@ -211,7 +212,7 @@ class Supernet(nn.Module):
             (self.head, [tuple((embed, classes) for embed in group) for group in embeds]),
         ])  # fmt: skip
         logits = [
-            product(x[..., 0, :], *head, of=Norm(*norm, FINAL_EPS))
+            product(x[..., 0, :], *head, of=Norm(*norm, eps=FINAL_EPS))
             for x, norm, head in zip(found, norms, heads, strict=True)
         ]
         return logits[0] if logits[0].ndim == 3 else torch.stack(logits)

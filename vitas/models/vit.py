@@ -55,7 +55,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=BLOCK_EPS)
         self.mlp = Mlp(embed_dim, block.mlp_dim)
         for layer in (self.mlp.fc1, self.mlp.fc2):  # timm makes them; made again, a seed would give other weights
-            layer.__class__ = Linear
+            layer.__class__ = Linear  # pyright: ignore[reportAttributeAccessIssue]
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
