@@ -50,12 +50,17 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self.facts = self._line()
+        self.first: float | None = None
+        """The figure of the first step."""
 
     def ask(self, number: int) -> Line:
         """What the step of that number took; of `~number` what it asks of the machine, counted and not timed."""
         assert self.process.stdin
         print(json.dumps(number), file=self.process.stdin, flush=True)
-        return self._line()
+        line = self._line()
+        if self.first is None:
+            self.first = line["value"]
+        return line
 
     def close(self) -> Line:
         """Ends the process; the memory that it took."""
