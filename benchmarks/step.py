@@ -13,13 +13,6 @@ thread of a CPU its own processor time counts, else the clock. Ratios are taken 
     before      ours of another checkout
     vitas       ours, by the trainer itself, with all that a step of it does
 
-and ours without one of its parts:
-
-    mkl         products by torch's own library in place of oneDNN (CPU, float32)
-    turned      both sides at once on a CPU, one after the other on a GPU
-    layers      each layer cuts its own slices, and is called when idle, as under ZeRO-3
-    waits       the loss is waited for before the backward pass
-
 "of mm" is the share of the rate of `torch.mm` on the products of such steps; "roofline" the share of the time that the
 products need at that rate, and all other operations at the bandwidth of a copy.
 """
@@ -45,7 +38,6 @@ from torch.nn.parallel import DistributedDataParallel
 from vitas import recipe
 from vitas.data.batches import Batch
 from vitas.data.splits import Unreadable
-from vitas.models import elastic, supernet
 from vitas.models.supernet import Supernet
 from vitas.report.tracking import Untracked
 from vitas.sections import Augment
@@ -65,6 +57,7 @@ def by_hand(options: argparse.Namespace, settings: recipe.Recipe, way: str) -> t
     torch.manual_seed(0)
     net = PlainSupernet(space, options.classes, joint=way == "autoformer")
     if way != "autoformer":
+        torch.manual_seed(0)  # the weights of ours
         net.load_state_dict(Supernet(space, options.classes).state_dict(), assign=True)
     net.to(device)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -89,22 +82,8 @@ def by_hand(options: argparse.Namespace, settings: recipe.Recipe, way: str) -> t
     return step, {"parameters": sum(parameter.numel() for parameter in net.parameters())}
 
 
-def without(way: str) -> None:
-    """Takes a part out of ours."""
-    if way == "mkl":
-        from vitas.models import product  # which an older checkout has not
-
-        product.KNOWN = False
-    elif way == "turned":
-        usual = Supernet._groups
-        Supernet._groups = lambda net, kind: usual(net, "cuda" if kind == "cpu" else "cpu")
-    elif way == "layers":
-        elastic.is_parted = supernet.is_parted = lambda _: True
-
-
-def by_trainer(options: argparse.Namespace, settings: recipe.Recipe, way: str) -> tuple[Step, Line]:
+def by_trainer(options: argparse.Namespace, settings: recipe.Recipe, _: str) -> tuple[Step, Line]:
     """A step of our trainer, on images that are there."""
-    without(way)
     torch.manual_seed(0)
     net = Supernet(settings.space, options.classes)
     images, labels = batch(options)
@@ -134,8 +113,6 @@ def by_trainer(options: argparse.Namespace, settings: recipe.Recipe, way: str) -
     )  # fmt: skip
     trainer.model.train()
     trainer.saved_at = 0.0
-    if way == "waits":
-        trainer.waits_late = False
     feed = batches(None)
     return lambda number: trainer._step(number, feed).loss, {
         "parameters": sum(parameter.numel() for parameter in net.parameters())

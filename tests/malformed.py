@@ -95,7 +95,7 @@ OVERRIDES = {
         "evolve.objectives=top1": "evolve.objectives: expected a valid list",
         "evolve.objectives=[speed]": "evolve.objectives.0: expected 'top1'",
         "evolve.score_on=train": "evolve.score_on: expected 'holdout' or 'test'",
-        "retrain.init=best": "retrain.init: expected 'scratch' or 'supernet'",
+        "retrain.init=best": "retrain.init: expected scratch, supernet, or the folder or file of a model, got best",
         "tracking.wandb=sometimes": "tracking.wandb: expected 'never'",
     },
     "out of range": {

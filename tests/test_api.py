@@ -92,7 +92,7 @@ def test_what_was_found_is_used(searched, tmp_path):
     model = searched.model()
     assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
     on_test = vitas.evaluate(model, "digits:test")
-    same = ("top1", "top5", "macs", "params", "test_images")
+    same = ("top1", "top5", "macs", "params", "images")
     assert [on_test[name] for name in same] == [searched.figures["found"][name] for name in same]
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["0", "1"]))
     pixels = {"image": [Image.new("L", (8, 8))] * 2, "label": [0, 1]}

@@ -106,7 +106,7 @@ def test_a_damaged_description_and_one_of_another_model_are_refused(tmp_path):
     trained(tmp_path, "ab")
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    config["pretrained_cfg"]["label_names"] = ["a", "b", "c"]
+    config["label_names"] = ["a", "b", "c"]
     for content, words in {
         file.read_text()[:99]: "not a model config of timm, or damaged",
         "[]": "not a model config of timm, or damaged",

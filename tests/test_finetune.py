@@ -91,7 +91,7 @@ def test_the_weights_that_it_starts_from_are_told_by_their_content(folder):
 def test_what_cannot_be_started_from_is_said_before_anything_runs(folder, tmp_path):
     torch.save(random_checkpoint("vitas_b"), tmp_path / "vitas_b.pth.tar")
     for words, overrides in {
-        "retrain.init: gone: No such file": ["retrain.init=gone"],
+        "retrain.init: expected scratch, supernet, or the folder or file of a model, got gone": ["retrain.init=gone"],
         "retrain.init: .*extracted: another architecture than retrain.architecture: patch": [
             f"retrain.init={folder}/extracted",
             "retrain.architecture=vitas_b",

@@ -1,17 +1,12 @@
-import sys
-
 import pytest
 import torch
-from conftest import ROOT, small_space
+from conftest import small_space
 
-from vitas.models.elastic import patches, take
+from vitas.models.elastic import take
 from vitas.models.saved import load_model, save_model
 from vitas.models.supernet import Supernet
 from vitas.spaces.space import SearchSpace, Widths
 from vitas.train.objectives import cross_entropy
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from plain import PlainSupernet
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -106,37 +101,3 @@ def test_a_saved_model_is_loaded_with_the_same_logits(tmp_path):
     model = net.extract(net.space.sample(0, 1, skip=0.4))
     save_model(tmp_path, model)
     torch.testing.assert_close(load_model(tmp_path)(IMAGES), model(IMAGES), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("half", [False, True])
-def test_sides_computed_at_once_are_those_one_after_the_other(half):
-    """As on a GPU: the same logits and gradients, with all of a layer's sides in one product."""
-    net = randomised(small_space())
-    architecture = net.space.sample(0, 1, skip=0.4)
-    found = []
-    for groups in ([("left",), ("right",)], [("left", "right")]):
-        net.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            images = patches(IMAGES.bfloat16() if half else IMAGES, architecture.patch_size)
-            logits = net._logits(images, architecture, groups)
-        logits.float().square().sum().backward()
-        found.append([logits, *(weight.grad for weight in net.parameters() if weight.grad is not None)])
-    for one, other in zip(*found, strict=True):
-        assert (one - other).norm() <= (0.02 if half else 1e-5) * one.norm()
-
-
-def test_logits_and_gradients_are_those_of_a_plain_supernet():
-    """Of the one that the benchmarks measure ours beside: autograd's own slices, norms, GELU and attention."""
-    net = randomised(small_space())
-    plain = PlainSupernet(net.space, 7)
-    plain.load_state_dict(net.state_dict())
-    for step in range(5):
-        architecture = net.space.sample(0, step, skip=0.4)
-        for each in (net, plain):
-            each.zero_grad()
-            each(IMAGES, architecture).square().sum().backward()
-        torch.testing.assert_close(net(IMAGES, architecture), plain(IMAGES, architecture), atol=1e-4, rtol=1e-5)
-        for name, one in net.named_parameters():
-            other = plain.get_parameter(name)
-            wanted = torch.zeros_like(other) if other.grad is None or (".k." in name and "bias" in name) else other.grad
-            torch.testing.assert_close(one.grad, wanted, atol=1e-3, rtol=1e-4, msg=name)

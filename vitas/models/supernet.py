@@ -7,29 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
-from vitas.models.elastic import (
-    Channels,
-    Elastic,
-    ElasticLayerNorm,
-    ElasticLinear,
-    ElasticStem,
-    Group,
-    Sharing,
-    cut,
-    idle,
-    is_parted,
-    patches,
-    sides,
-    take,
-)
-from vitas.models.product import Norm, product
+from vitas.models.elastic import Channels, ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, sides, take
 from vitas.models.vit import BLOCK_EPS, FINAL_EPS, VisionTransformer, attend, from_state
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.space import SearchSpace
@@ -37,16 +23,8 @@ from vitas.spaces.space import SearchSpace
 AttentionSharing = Literal["private_qk", "shared", "private_v"]
 
 
-class Lane(NamedTuple):
-    """The channels of one side of a subnet in one block."""
-
-    embed: Channels
-    inner: Channels
-    hidden: Channels
-
-
 class ElasticAttention(nn.Module):
-    """The layers of attention, q, k and v each sliced by itself; some have a copy of their own for each head choice."""
+    """Attention with q, k and v each sliced by itself; some have a copy of their own for each head choice."""
 
     def __init__(self, embed_dim: int, inner_dim: int, heads: list[int], sharing: AttentionSharing) -> None:
         super().__init__()
@@ -56,15 +34,19 @@ class ElasticAttention(nn.Module):
             copies = len(heads) if name in self.private else 1
             self.add_module(name, nn.ModuleList(ElasticLinear(embed_dim, inner_dim) for _ in range(copies)))
         for layer in self.get_submodule("k").children():
-            # Softmax ignores its bias: the gradient is rounding noise, which Adam would blow up (see vitas.models.vit).
-            assert isinstance(layer, ElasticLinear)
-            layer.learns = False
+            # Softmax ignores it: its gradient is rounding noise, which Adam would blow up (see vitas.models.vit).
+            layer.get_parameter("bias").register_hook(torch.zeros_like)
         self.proj = ElasticLinear(inner_dim, embed_dim)
 
     def qkv(self, heads: int) -> list[ElasticLinear]:
         """The layers of q, k and v that a subnet with this number of heads uses."""
         choice = self.head_choices.index(heads)
         return [self.get_submodule(f"{name}.{choice if name in self.private else 0}") for name in ("q", "k", "v")]  # pyright: ignore[reportReturnType]
+
+    def forward(self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        q, k, v = (layer(x_BNC, embed, inner) for layer in self.qkv(heads))
+        return self.proj(attend(q, k, v, heads=heads), inner, embed)
 
 
 class ElasticBlock(nn.Module):
@@ -80,28 +62,10 @@ class ElasticBlock(nn.Module):
         self.fc1 = ElasticLinear(embed_dim, mlp_dim)
         self.fc2 = ElasticLinear(mlp_dim, embed_dim)
 
-    def forward(self, groups_of_x: list[Tensor], heads: int, groups: list[list[Lane]]) -> list[Tensor]:
-        """(B, N, C) or (S, B, N, C) to the same, for each group of sides."""
-        q, k, v = self.attn.qkv(heads)
-
-        def of(layer: Elastic, *names: str) -> tuple[Elastic, list[Group]]:
-            return layer, [tuple(tuple(getattr(lane, name) for name in names) for lane in group) for group in groups]
-
-        slices = cut([
-            of(self.norm1, "embed"), *(of(layer, "embed", "inner") for layer in (q, k, v)),
-            of(self.attn.proj, "inner", "embed"), of(self.norm2, "embed"),
-            of(self.fc1, "embed", "hidden"), of(self.fc2, "hidden", "embed"),
-        ])  # fmt: skip
-        found = []
-        for x, *layers in zip(groups_of_x, *slices, strict=True):
-            norm1, *qkv, proj, norm2, fc1, fc2 = layers
-            weights, biases = zip(*qkv, strict=True)
-            joint = product(x, torch.cat(weights, -2), torch.cat(biases, -1), of=Norm(*norm1, eps=BLOCK_EPS))
-            mixed = attend(*joint.flatten(0, -3).chunk(3, dim=-1), heads=heads)
-            x = product(mixed.view(*x.shape[:-1], -1), *proj, plus=x)
-            hidden = product(x, *fc1, of=Norm(*norm2, eps=BLOCK_EPS))
-            found.append(product(hidden, *fc2, of="gelu", plus=x))
-        return found
+    def forward(self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels, hidden: Channels) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        x_BNC = x_BNC + self.attn(self.norm1(x_BNC, embed), heads, embed, inner)
+        return x_BNC + self.fc2(gelu(self.fc1(self.norm2(x_BNC, embed), embed, hidden)), hidden, embed)
 
 
 class Supernet(nn.Module):
@@ -162,60 +126,29 @@ class Supernet(nn.Module):
         Each is summed over its sides. Every parameter takes part in the graph, whatever the architectures: see
         `vitas.models.elastic.idle`.
         """
-        kind = images.device.type
-        groups = self._groups(kind)
-        if torch.is_autocast_enabled(kind):
-            images = images.to(torch.get_autocast_dtype(kind))
-        of_size = {size: patches(images, size) for size in {each.patch_size for each in architectures}}
-        found = [self._logits(of_size[each.patch_size], each, groups).sum(0) for each in architectures]
+        found = [
+            torch.stack([self._forward_side(images, architecture, side) for side in self.sides]).sum(0)
+            for architecture in architectures
+        ]
         logits = found[0] if len(found) == 1 else torch.stack(found)
-        layers = list(self._idle_layers(architectures))
-        if is_parted(self.head):
-            return logits + sum(layer(None) for layer in layers)
-        return idle(logits, layers)
+        return logits + sum(layer(None) for layer in self._idle_layers(architectures))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks compute their activations again in the backward pass; timm's name."""
         self.grad_checkpointing = enable
 
-    def _groups(self, kind: str) -> list[tuple[str, ...]]:
-        """A GPU has the sides at once, for half the launches; a CPU one after the other, for its caches."""
-        return [(side,) for side in self.sides] if kind == "cpu" else [self.sides]
-
     def _forward_side(self, images: Tensor, architecture: Architecture, side: str) -> Tensor:
-        return self._logits(patches(images, architecture.patch_size), architecture, [(side,)])[0]
-
-    def _logits(self, cut_up: Tensor, architecture: Architecture, groups: Sequence[Sequence[str]]) -> Tensor:
-        """(S, B, classes) From images cut up into patches; the sides of each group are computed at once."""
-        embeds = [[self._embed(architecture.embed_dim, side) for side in group] for group in groups]
-        found = self._stem(architecture).tokens(cut_up, [tuple((embed,) for embed in group) for group in embeds])
+        embed = self._embed(architecture.embed_dim, side)
+        x_BNC = self._stem(architecture)(images, embed)
         for layer, block in zip(self.blocks, architecture.blocks, strict=True):
             if block is not None:
-                lanes = [
-                    [
-                        Lane(
-                            self._embed(architecture.embed_dim, side),
-                            self._inner(block.qkv_dim // 3, side),
-                            self._hidden(block.mlp_dim, side),
-                        )
-                        for side in group
-                    ]
-                    for group in groups
-                ]
+                inner = self._inner(block.qkv_dim // 3, side)
+                hidden = self._hidden(block.mlp_dim, side)
                 if self.grad_checkpointing and self.training:
-                    found = checkpoint(layer, found, block.heads, lanes, use_reentrant=False)
+                    x_BNC = checkpoint(layer, x_BNC, block.heads, embed, inner, hidden, use_reentrant=False)
                 else:
-                    found = layer(found, block.heads, lanes)
-        classes = (slice(0, self.num_classes),)
-        norms, heads = cut([
-            (self.norm, [tuple((embed,) for embed in group) for group in embeds]),
-            (self.head, [tuple((embed, classes) for embed in group) for group in embeds]),
-        ])  # fmt: skip
-        logits = [
-            product(x[..., 0, :], *head, of=Norm(*norm, eps=FINAL_EPS))
-            for x, norm, head in zip(found, norms, heads, strict=True)
-        ]
-        return logits[0] if logits[0].ndim == 3 else torch.stack(logits)
+                    x_BNC = layer(x_BNC, block.heads, embed, inner, hidden)
+        return self.head(self.norm(x_BNC[:, 0], embed), embed, (slice(0, self.num_classes),))
 
     def _stem(self, architecture: Architecture) -> ElasticStem:
         return self.stems[self.space.patch_size.index(architecture.patch_size)]  # pyright: ignore[reportReturnType]

@@ -11,22 +11,11 @@ from timm.layers import DropPath, Mlp, resample_abs_pos_embed
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from vitas.models.product import is_onednns, product
 from vitas.spaces import architecture
 from vitas.spaces.architecture import Architecture
 
 BLOCK_EPS, FINAL_EPS = 1e-6, 1e-5
 """Epsilon of the layer norms in blocks, and of the last one: those of the original release."""
-
-
-class Linear(nn.Linear):
-    """A linear layer that trains on a CPU by the library that is fastest there."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., C) to (..., C')."""
-        if self.training and input.requires_grad and not torch.compiler.is_compiling() and is_onednns(input):
-            return product(input, self.weight, self.bias)
-        return super().forward(input)
 
 
 class Attention(nn.Module):
@@ -35,9 +24,9 @@ class Attention(nn.Module):
     def __init__(self, embed_dim: int, heads: int, qkv_dim: int) -> None:
         super().__init__()
         self.num_heads = heads
-        self.qkv = Linear(embed_dim, qkv_dim)
+        self.qkv = nn.Linear(embed_dim, qkv_dim)
         self.qkv.bias.register_hook(_without_keys)
-        self.proj = Linear(qkv_dim // 3, embed_dim)
+        self.proj = nn.Linear(qkv_dim // 3, embed_dim)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) to (B, N, C); the mask is that of `scaled_dot_product_attention`."""
@@ -54,8 +43,6 @@ class Block(nn.Module):
         self.attn = Attention(embed_dim, block.heads, block.qkv_dim)
         self.norm2 = nn.LayerNorm(embed_dim, eps=BLOCK_EPS)
         self.mlp = Mlp(embed_dim, block.mlp_dim)
-        for layer in (self.mlp.fc1, self.mlp.fc2):  # timm makes them; made again, a seed would give other weights
-            layer.__class__ = Linear  # pyright: ignore[reportAttributeAccessIssue]
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe
 from vitas.runs import found
 from vitas.runs.trained import check_blocks
-from vitas.sections import Training
+from vitas.sections import STARTS, Training
 from vitas.spaces.architecture import Architecture
 
 
@@ -55,8 +55,14 @@ def check(settings: Recipe) -> None:
 def _start(settings: Recipe) -> VisionTransformer | None:
     if not settings.retrain.starts_from_model:
         return None
+    init = settings.retrain.init
+    if not expanded(init).exists():
+        near = did_you_mean(init, STARTS)
+        raise UserError(
+            f"retrain.init: expected {', '.join(STARTS)}, or the folder or file of a model, got {init}{near}"
+        )
     try:
-        return saved.load_model(settings.retrain.init)
+        return saved.load_model(init)
     except UserError as error:
         raise UserError(f"retrain.init: {error}") from None
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
@@ -37,8 +36,6 @@ from vitas.train.stop import StopRequest
 from vitas.train.validation import AVERAGE, MODEL, Validation, leave_best
 
 LOG_EVERY = 10
-LOOK_EVERY = 1.0
-"""Seconds between two looks for the file that asks for a stop, at most."""
 MOST_LEFT_OUT = 10
 """Steps left out in a row, after which the weights themselves are taken for spoiled."""
 
@@ -124,11 +121,6 @@ class Trainer:
             raise UserError(
                 f"{settings.section}.epochs: {self.last.step} steps are done, and the recipe ends at {plan.stop}"
             )
-        # DeepSpeed updates in the backward pass, and a scaler has an overflow of its own: they are told before it.
-        self.waits_late = (
-            accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.mixed_precision != "fp16"
-        )
-        self.looked_at = 0.0
         self.left_out = self.last.left_out
         self.left_out_in_a_row = 0
         self.validated, self.best = self.last.validated, self.last.state and self.last.state.best
@@ -292,8 +284,7 @@ class Trainer:
         inputs = self.drawn = self.inputs(step)
         self.gradient_norm = None
         total = torch.zeros(5, device=self.accelerator.device)
-        outcome: Outcome | None = None
-        read: Callable[[], Outcome] | None = None
+        outcome = Outcome(0.0, False, False, False, False)
         for turn in range(self.plan.accumulation):
             images, labels = self.feed.take(batches, step)
             # Drop path: every rank and micro-batch its own, and the same again after a resume.
@@ -303,8 +294,12 @@ class Trainer:
                 loss = self.objective(outputs, labels, 0.0 if self.feed.mixup else self.settings.label_smoothing)
                 total[0] += loss.detach() / self.plan.accumulation
                 if turn == self.plan.accumulation - 1:
-                    read = self._agree(total, step)
-                    if not self.waits_late and not self._is_good(outcome := read(), step):
+                    # Before the update, so that a loss that is not finite on any rank spoils no weights.
+                    outcome = self._agree(total)
+                    if outcome.lost:
+                        return outcome
+                    if not math.isfinite(outcome.loss):
+                        self._leave_out(step)
                         return outcome
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
@@ -314,53 +309,22 @@ class Trainer:
                         self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
                     self.optimizer.step()
                     self.optimizer.zero_grad()
-        assert read
-        if outcome is None and not self._is_good(outcome := read(), step):
-            return outcome
         self.left_out_in_a_row = 0
         if self.average:
             self.average.update(self.model, step)
         return outcome
 
-    def _agree(self, total: Tensor, step: int) -> Callable[[], Outcome]:
-        """What gives the outcome on all ranks, from the loss of this one in `total`; the main rank's clock counts.
-
-        Where the outcome is read after the update, an optimizer that is told of a loss that is not finite on any rank,
-        or of lost images, leaves weights and moments as they are.
-        """
-        minutes, main = self.settings.checkpoint_minutes, self.accelerator.is_main_process
+    def _agree(self, total: Tensor) -> Outcome:
+        """The outcome on all ranks, from the loss of this one in `total`; the main rank's clock counts."""
+        minutes = self.settings.checkpoint_minutes
         late = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-        total[1] = float(self.stop.asked or (main and self._is_stop_file_there(step)))
-        total[2] = float(late and main)
+        total[1] = float(bool(self.stop))
+        total[2] = float(late and self.accelerator.is_main_process)
         total[3] = float(bool(self.feed.lost))
         total[4] = float(bool(self.feed.found))
         reduced: Any = self.accelerator.reduce(total, "mean")
-        if self.waits_late:
-            inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
-            inner.found_inf = ((reduced[0] - reduced[0] != 0) | (reduced[3] > 0)).float()
-        read = _later(reduced)
-
-        def outcome() -> Outcome:
-            loss, *flags = read()
-            return Outcome(loss, *(flag > 0 for flag in flags))
-
-        return outcome
-
-    def _is_stop_file_there(self, step: int) -> bool:
-        """Looked at by one rank, and not at each of many short steps: it may be on a distant disk."""
-        now = time.monotonic()
-        if step % LOG_EVERY and step != self.last.step and now - self.looked_at < LOOK_EVERY:
-            return False
-        self.looked_at = now
-        return bool(self.stop)
-
-    def _is_good(self, outcome: Outcome, step: int) -> bool:
-        """Whether a step counts. One whose loss is not finite is left out; one without images ends the training."""
-        if outcome.lost:
-            self.optimizer.zero_grad()
-        elif not math.isfinite(outcome.loss):
-            self._leave_out(step)
-        return math.isfinite(outcome.loss) and not outcome.lost
+        loss, *flags = reduced.tolist()
+        return Outcome(loss, *(flag > 0 for flag in flags))
 
     def _leave_out(self, step: int) -> None:
         """Leaves out a step whose loss is not finite, the same on all ranks, and counts it; or ends the training."""
@@ -387,19 +351,3 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.shows:
             say(text)
-
-
-def _later(values: Tensor) -> Callable[[], list[float]]:
-    """What reads values of now, and does not wait for what a GPU is asked for between now and then."""
-    if values.device.type != "cuda":
-        return values.tolist
-    here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    here.copy_(values, non_blocking=True)
-    there = torch.cuda.Event()
-    there.record()
-
-    def read() -> list[float]:
-        there.synchronize()
-        return here.tolist()
-
-    return read
