@@ -75,7 +75,7 @@ def test_five_lines_in_a_fresh_process_are_killed_and_called_again(tmp_path):
     for name, weight in unharmed.items():
         torch.testing.assert_close(killed[name], weight, rtol=1e-5, atol=1e-6)
     found = whole.figures["found"]
-    assert found["top1"] > 80 and found["test_images"] == 60
+    assert found["top1"] > 80 and found["images"] == 60
     assert "on 60 test images" in whole.report() and f"{whole.best.key} <- best" in whole.report()
 
 

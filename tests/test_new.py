@@ -67,7 +67,7 @@ def test_a_recipe_for_a_folder_runs_to_the_end_in_about_the_time_asked_for(tmp_p
     print(f"{name}: asked for {3600 * HOURS:.0f} s, took {wall:.0f} s, of the processors {cpu:.0f} s\n{text[:900]}")
     # Others may be at work on this machine, and more of them than when it was measured: then processor time counts.
     assert min(wall, cpu) < 1.5 * 3600 * HOURS
-    assert json.loads((tmp_path / "runs" / name / "evaluation.json").read_text())["found"]["test_images"] > 0
+    assert json.loads((tmp_path / "runs" / name / "evaluation.json").read_text())["found"]["images"] > 0
 
 
 choices = lru_cache(new._choices)

@@ -340,14 +340,16 @@ def test_what_a_resumed_stage_repeats_is_not_sent_again(quickstart, tmp_path):
     assert [line["step"] for line in read_lines(tracker.file)] == [step for step in range(10, 70, 10) for _ in "ab"]
     rows = [row for segment in segments(settings.folder) for row in segment.rows]
     for name in ("supernet/loss", "supernet/largest/holdout_top1"):
-        assert [row["supernet/step"] for row in rows if name in row] == [10, 20, 30, 40, 50, 60]
+        # Those of segments that begin in the same second lie in no order.
+        assert sorted(row["supernet/step"] for row in rows if name in row) == [10, 20, 30, 40, 50, 60]
     # Begun anew with other settings it is another run, of which all is sent.
     other = settings.model_copy(update={"seed": 5})
     tracker = Tracker(other, Accelerator())
     tracker.rewind("supernet", 0)
     tracker.log("supernet", 10, loss=3.0)
     tracker.finish()
-    assert [row["supernet/loss"] for row in segments(settings.folder)[-1].rows] == [3.0]
+    losses = [[row.get("supernet/loss") for row in segment.rows] for segment in segments(settings.folder)]
+    assert [3.0] in losses
 
 
 def test_a_tracker_that_fails_is_one_line_and_the_others_go_on(quickstart, tmp_path, capsys):

@@ -156,7 +156,7 @@ def evaluate(
     output: str | Path | None = None,
     **sections: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Tests a model: `top1` and `top5` in percent, `test_images`, costs, and `throughput` in images/s.
+    """Tests a model: `top1` and `top5` in percent, `images`, costs, and `throughput` in images/s.
 
     Images are prepared as the model's `pretrained_cfg` says, and classes are told by their names.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vitas.config import UserError, one_line, words_of
-from vitas.data.batches import allowed_cores, outlive_a_stop
+from vitas.data.batches import allowed_cores
 from vitas.data.images import UNREADABLE, decode
 from vitas.data.splits import Split
 from vitas.files import make_folder, write_atomically
@@ -53,7 +54,7 @@ def prepare(split: Split, folder: Path, part: str, *, short: int, quality: int, 
     workers = min(allowed_cores() if workers is None else workers, len(missing))
     done = len(split.indices) - sum(map(work.size, missing))
     with progress("prepare", len(split.indices), "image", show=True, initial=done) as bar:
-        options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": outlive_a_stop, "prefetch_factor": None}
+        options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": _leave_interrupts, "prefetch_factor": None}
         try:
             for rows in DataLoader(work, batch_size=None, sampler=missing, **options):
                 bar.update(rows)
@@ -71,6 +72,10 @@ def prepare(split: Split, folder: Path, part: str, *, short: int, quality: int, 
     }
     write_atomically(folder / f"{part}.json", json.dumps(about, indent=1))
     return about
+
+
+def _leave_interrupts(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal
 
 
 class _Shards(Dataset[Any]):

@@ -54,7 +54,7 @@ class Result:
 
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
-        """Of each trained model `top1` and `top5` in percent of `test_images`, costs, and `throughput` in images/s.
+        """Of each trained model `top1` and `top5` in percent of `images`, costs, and `throughput` in images/s.
 
         Raises:
             UserError: Nothing was evaluated.

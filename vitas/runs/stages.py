@@ -84,7 +84,7 @@ def _run(settings: Recipe, accelerator: Accelerator, stop: StopRequest, file: Pa
                 with told.stage(stage) if told else nullcontext():
                     works[stage](context)
             tracker.finish()
-        if len(settings.stages) > 1:
+        if accelerator.is_main_process and len(settings.stages) > 1:
             context.say(time_table({stage: tracker.outlook.spent[stage] for stage in settings.stages}))
 
 
