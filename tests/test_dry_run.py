@@ -40,7 +40,9 @@ def test_a_search_recipe_runs_with_its_full_size_supernet(path, images, tmp_path
     ]  # fmt: skip
     launch(path, *changes, cwd=tmp_path)
     run = tmp_path / "runs" / recipe.load(path).name
-    assert [line["step"] for line in read_lines(run / "metrics.jsonl") if line["stage"] == "supernet"] == [2]
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["stage"] == "supernet"]
+    assert [line["step"] for line in lines if "model" not in line] == [2]
+    assert len({line["model"] for line in lines if "model" in line}) == 5  # validated: the ends and three inside
     entries = read_lines(run / "evolution" / "candidates.jsonl")
     low, high = recipe.load(path).budget.flops
     # The classifier of the stand-in's two classes is smaller; the budget is counted with it.
