@@ -131,6 +131,7 @@ def random_architecture(seed: int):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*registry.release.PUBLISHED, *range(5)])
 def test_all_ways_to_run_a_model_agree(name, tmp_path):
     """Compiled, exported and in ONNX, for 1 and 7 images, of 224 and of other pixels."""

@@ -133,6 +133,7 @@ def test_a_folder_of_jpegs_is_trained_on_and_its_damaged_image_told_once(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_stream_gives_the_accuracy_of_the_same_images_loaded_whole(whole, tmp_path):
     from vitas.data import sources
     from vitas.sections import Data

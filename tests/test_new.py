@@ -49,6 +49,7 @@ def vitas(*words: str, cwd: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.launch
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FOLDERS)

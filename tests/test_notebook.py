@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.launch
 def test_the_notebook_searches_digits_and_draws_what_it_found(tmp_path):
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", 4)

@@ -364,6 +364,7 @@ def test_odd_tars_are_one_line(tmp_path, rows, message):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", WRITE)
 def test_memory_and_open_files_of_rank_and_workers_stay_as_they_are_over_100_000_images(tmp_path, kind):
     written(tmp_path, kind)
