@@ -31,6 +31,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_search_recipe_runs_with_its_full_size_supernet(path, images, tmp_path):
     changes = [

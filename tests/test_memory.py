@@ -86,6 +86,7 @@ print((peak - before) / sum(estimate.values()))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_the_estimate_is_near_the_measured_peak_of_a_full_size_supernet(checkpointing):
     arguments = [str(ROOT / "recipes" / "search_1G.yaml"), f"supernet.grad_checkpointing={checkpointing}"]

@@ -150,7 +150,7 @@ def test_the_bars_in_a_terminal_have_no_wrapped_and_no_doubled_lines(tmp_path):
         "evolve.generations=2", "evolve.batch_size=16", "evolve.finalists=0", "data.workers=0",
     ]  # fmt: skip
     with Pane("bars", [sys.executable, "-m", "vitas", "run", str(QUICKSTART), *settings], tmp_path) as pane:
-        at_work = pane.wait("of the run", 200)
+        at_work = pane.wait("loss=", 200)
         lines = pane.wait("ended 0", 500)
     for seen in (at_work, lines):
         bars = [line for line in seen if "|" in line]
