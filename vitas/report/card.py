@@ -10,7 +10,7 @@ import yaml
 
 from vitas.config import read_yaml
 from vitas.files import write_atomically
-from vitas.report import portrait, tracking
+from vitas.report import blocks, tracking
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 
@@ -53,10 +53,17 @@ CITATION = """\
 """
 
 
-def write(folder: Path) -> None:
-    """Writes `README.md` and its picture beside a model, from what lies there: call it again when there is more."""
-    portrait.draw(folder / PICTURE, Architecture.from_yaml(folder / "architecture.yaml"))
-    write_atomically(folder / README, text(folder))
+def write(folder: Path, place: Path | None = None, hub: str | None = None) -> None:
+    """Writes `README.md` and its picture from what lies beside a model: call it again when there is more.
+
+    Args:
+        folder: The model's.
+        place: Where to; left out, beside the model.
+        hub: The model's name on the Hub, if it goes there.
+    """
+    place = place or folder
+    write_atomically(place / PICTURE, blocks.picture(Architecture.from_yaml(folder / "architecture.yaml")))
+    write_atomically(place / README, text(folder, hub))
 
 
 def text(folder: Path, hub: str | None = None) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vitas.report.figures import figures
-from vitas.report.folder import Folder, is_number
-from vitas.report.numbers import amount
+from vitas.report.folder import Folder
+from vitas.report.numbers import amount, is_number
 
 NOT_COMPARED = {"name", "output", "seed", "tracking", "stages", "extends"}
 """Sections and settings that do not make two runs different: those of one group differ in these alone."""

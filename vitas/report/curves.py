@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vitas.report.folder import is_number
+from vitas.report.numbers import is_number
 
 MOST_POINTS = 300
 """Of a curve; of more, neighbours are averaged."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ import yaml
 from vitas.config import Section, UserError, one_line, parse
 from vitas.files import read_lines
 from vitas.recipe import Recipe
+from vitas.report.numbers import is_number
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.space import SearchSpace
 
@@ -172,11 +172,6 @@ class Folder:
 
 def _yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_metric(line: dict[str, Any]) -> bool:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def amount(value: float) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitas.report import curves
-from vitas.report.folder import Folder, is_number
+from vitas.report.folder import Folder
+from vitas.report.numbers import is_number
 from vitas.spaces.cost import COSTS
 
 LABELS = {

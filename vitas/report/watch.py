@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vitas.config import UserError
 from vitas.files import read_lines
 from vitas.report import names as t
+from vitas.report.numbers import is_number
 from vitas.report.outlook import FILE
 
 CURVE = "▁▂▃▄▅▆▇█"
@@ -106,9 +107,11 @@ def _figures(name: str, lines: list[dict[str, Any]]) -> Iterator[str]:
     plain = [line for line in lines if t.MODEL not in line and _numbers(line)]
     if plain:
         last = plain[-1]
-        told = [f"{words} {format(last[key], how)}" for key, (words, how) in FIGURES.items() if _is_number(last, key)]
+        told = [
+            f"{words} {format(last[key], how)}" for key, (words, how) in FIGURES.items() if is_number(last.get(key))
+        ]
         drawn = t.BEST[t.TOP1] if t.BEST[t.TOP1] in last else t.LOSS
-        curve = _curve([line[drawn] for line in plain if _is_number(line, drawn)])
+        curve = _curve([line[drawn] for line in plain if is_number(line.get(drawn))])
         yield " ".join([*([name] if name else []), f"step {last.get(t.STEP, '?')}: {', '.join(told)}"])
         if curve:
             yield curve
@@ -116,7 +119,7 @@ def _figures(name: str, lines: list[dict[str, Any]]) -> Iterator[str]:
         f"{model} {line[key]:.1f}"
         for model, line in of_models.items()
         for key in (t.TOP1, f"{t.HOLDOUT}_{t.TOP1}", f"{t.TEST}_{t.TOP1}")
-        if _is_number(line, key)
+        if is_number(line.get(key))
     ]
     if top1s:
         yield f"top-1 %: {', '.join(top1s)}"
@@ -153,13 +156,8 @@ def _curve(values: list[float]) -> str:
     return "".join(CURVE[round((one - low) / ((high - low) or 1) * (len(CURVE) - 1))] for one in means)
 
 
-def _is_number(line: dict[str, Any], key: str) -> bool:
-    value = line.get(key)
-    return isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
-
-
 def _numbers(line: dict[str, Any]) -> list[str]:
-    return [key for key in line if key != t.STEP and _is_number(line, key)]
+    return [key for key in line if key != t.STEP and is_number(line.get(key))]
 
 
 def _read(file: Path, how: Any) -> dict[str, Any]:

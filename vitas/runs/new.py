@@ -19,6 +19,7 @@ from vitas.config import UserError, parse
 from vitas.data import looked, sources
 from vitas.data.batches import allowed_cores
 from vitas.data.looked import Looked
+from vitas.report.numbers import amount, duration
 from vitas.report.terminal import note
 from vitas.runs import fitted, rehearsal
 from vitas.runs.rehearsal import Speeds
@@ -223,7 +224,7 @@ def _text(plan: Plan, seen: Looked, tested: int, gpus: int, hours: float) -> str
     balance = f"{many:,} of {commonest}" + (f", {few:,} of {rarest}" if few < many else " each")
     uneven = "\n# Some classes are rare: top-1 tells mostly of the others." if many > 5 * few else ""
     machine = f"{gpus} x {torch.cuda.get_device_name()}" if gpus else f"{allowed_cores()} CPU cores"
-    times = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in planned.seconds.items())
+    times = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in planned.seconds.items())
     low, most = choice.budget.macs or (0.0, 0.0)
     where_test = "test: " + json.dumps(data["test"]) if "test" in data else f"test_part: {data['test_part']}"
     if "test_part" in data:
@@ -236,7 +237,7 @@ def _text(plan: Plan, seen: Looked, tested: int, gpus: int, hours: float) -> str
     launch += f" --multi_gpu --num_processes {gpus}" if gpus > 1 else ""
     return f'''recipe = r"""
 ---
-# {source}: {choice.in_words}, networks of {_short(low)} to {_short(most)} multiply-adds, in {hours:g} h.
+# {source}: {choice.in_words}, networks of {amount(low)} to {amount(most)} multiply-adds, in {hours:g} h.
 #
 #   {launch} FILE [key=value ...]
 #
@@ -244,7 +245,7 @@ def _text(plan: Plan, seen: Looked, tested: int, gpus: int, hours: float) -> str
 # Size: {wide} x {high} in the median, at most {widest} x {highest}, of {len(seen.sizes)} that were looked at.{uneven}
 # Machine: {machine}.
 # Measured in a few steps: supernet {measured.supernet:,.0f} images/s, retraining {measured.retrain:,.0f} images/s.
-# Foreseen: {times}; {_duration(sum(planned.seconds.values()))} in all.
+# Foreseen: {times}; {duration(sum(planned.seconds.values()))} in all.
 
 name: {json.dumps(name)}
 
@@ -280,14 +281,3 @@ retrain:
   warmup_epochs: {min(5.0, planned.retrain / 10):.2g}
 # """; __name__ == "__main__" and __import__("vitas").main(__file__)
 '''
-
-
-def _short(number: float) -> str:
-    return next(
-        f"{number / 10**power:.3g} {unit}" for power, unit in ((9, "G"), (6, "M"), (0, "")) if number >= 10**power
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -11,10 +11,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from vitas.config import UserError, one_line
-from vitas.files import make_folder, write_atomically
+from vitas.files import make_folder
 from vitas.models import saved
-from vitas.report import card, portrait
-from vitas.spaces.architecture import Architecture
+from vitas.report import card
 from vitas.version import __version__
 
 SENT = ("model.safetensors", "config.json", "architecture.yaml")
@@ -34,8 +33,7 @@ def write(folder: Path, hub: str, output: Path) -> list[Path]:
     sent = [name for name in (*SENT, card.EVALUATION) if (folder / name).is_file()]
     for name in sent:
         shutil.copyfile(folder / name, output / name)
-    write_atomically(output / card.README, card.text(folder, hub))
-    portrait.draw(output / card.PICTURE, Architecture.from_yaml(folder / "architecture.yaml"))
+    card.write(folder, output, hub)
     return [output / name for name in (*sent, card.README, card.PICTURE)]
 
 
