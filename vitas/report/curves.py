@@ -9,28 +9,29 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vitas.report import names
 from vitas.report.numbers import is_number
 
 MOST_POINTS = 300
 """Of a curve; of more, neighbours are averaged."""
 
 FIGURES = {
-    "loss": ("loss", "nats"),
-    "top1": ("top-1", "%"),
-    "top5": ("top-5", "%"),
-    "lr": ("learning rate", ""),
-    "images_per_second": ("images/s", ""),
-    "grad_norm": ("gradient norm", ""),
-    "mfu": ("share of the device's peak", ""),
-    "left_out": ("steps left out", ""),
+    names.LOSS: ("loss", "nats"),
+    names.TOP1: ("top-1", "%"),
+    names.TOP5: ("top-5", "%"),
+    names.LR: ("learning rate", ""),
+    names.IMAGES_PER_SECOND: ("images/s", ""),
+    names.GRAD_NORM: ("gradient norm", ""),
+    names.MFU: ("share of the device's peak", ""),
+    names.LEFT_OUT: ("steps left out", ""),
 }
 """What a figure of a training is called and its unit, by its name in `metrics.jsonl`, in the order they are shown.
 Other ones follow by their names."""
 
-IMAGES = ("holdout_", "test_")
+IMAGES = (f"{names.HOLDOUT}_", f"{names.TEST}_")
 """What the name of a validation's figure begins with."""
 
-UNTOLD = {"stage", "step", "epoch", "model", "seconds"}
+UNTOLD = {names.STAGE, names.STEP, names.EPOCH, names.MODEL, names.SECONDS}
 
 Panel = dict[str, Any]
 
