@@ -7,12 +7,12 @@ Shape suffixes: B images, N tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Sharing = Literal["ordinal", "bilateral", "cyclic"]
 Channels = tuple[slice, ...]
@@ -41,50 +41,78 @@ def take(width: int, side: str, *, maximum: int, choices: Sequence[int], sharing
     return (slice(0, width),)
 
 
-def select(tensor: Tensor, channels: Channels, dim: int) -> Tensor:
-    """The `channels` of `tensor` along `dim`: a view where they are one run."""
-    runs = [tensor.narrow(dim, run.start, run.stop - run.start) for run in channels]
-    return runs[0] if len(runs) == 1 else torch.cat(runs, dim)
+def select(whole: Tensor, *channels: Channels) -> Tensor:
+    """The `channels` of the first dimensions of a contiguous tensor, () for all: a view, where each is one run."""
+    if any(len(runs) > 1 for runs in channels):
+        for dim, runs in enumerate(channels):
+            if runs:
+                whole = torch.cat([whole.narrow(dim, run.start, run.stop - run.start) for run in runs], dim)
+        return whole
+    # One view rather than one a dimension: in the backward pass each costs zeros as large as the whole.
+    sizes, offset = list(whole.shape), whole.storage_offset()
+    for dim, runs in enumerate(channels):
+        for run in runs:
+            sizes[dim] = run.stop - run.start
+            offset += run.start * whole.stride(dim)
+    return whole.as_strided(sizes, whole.stride(), offset)
 
 
-def idle(layer: nn.Module) -> Tensor:
-    """A zero that depends on every parameter of `layer` itself.
+def idle(layers: Iterable[nn.Module]) -> Tensor:
+    """A zero that depends on every parameter that the layers themselves have.
 
-    What a layer returns when it is called without input. Added to the logits, it gives each parameter that a step
-    leaves out a zero gradient: DDP then needs no `find_unused_parameters`, and ZeRO-3's hooks fire on every layer.
+    Added to the logits, it gives each parameter that a step leaves out a zero gradient: DDP then needs no
+    `find_unused_parameters`.
     """
-    return torch.stack([parameter.flatten()[:0].sum() for parameter in layer.parameters(recurse=False)]).sum()
+    return _Idle.apply(*(parameter for layer in layers for parameter in layer.parameters(recurse=False)))  # pyright: ignore[reportReturnType]
 
 
-class ElasticLinear(nn.Linear):
-    """A linear layer of which any `inputs` x `outputs` channels can run."""
+class _Idle(torch.autograd.Function):
+    """One operation for all of them: each by itself they would be half of those of a step."""
 
-    def forward(self, input: Tensor | None, inputs: Channels = (), outputs: Channels = ()) -> Tensor:
-        """(B, N, C) to (B, N, C); without input, `idle`."""
-        if input is None:
-            return idle(self)
-        return F.linear(input, *self.sliced(inputs, outputs))
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
+        ctx.shapes = [parameter.shape for parameter in parameters]
+        return parameters[0].new_zeros(())
 
-    def sliced(self, inputs: Channels, outputs: Channels) -> tuple[Tensor, Tensor]:
-        """The weight and bias that such a slice runs with."""
-        return select(select(self.weight, outputs, 0), inputs, 1), select(self.bias, outputs, 0)
-
-
-class ElasticLayerNorm(nn.LayerNorm):
-    """A layer norm over any `channels`."""
-
-    def forward(self, input: Tensor | None, channels: Channels = ()) -> Tensor:
-        """(B, N, C) to (B, N, C); without input, `idle`."""
-        if input is None:
-            return idle(self)
-        return F.layer_norm(input, input.shape[-1:], *self.sliced(channels), self.eps)
-
-    def sliced(self, channels: Channels) -> tuple[Tensor, Tensor]:
-        """The weight and bias that such a slice runs with."""
-        return select(self.weight, channels, 0), select(self.bias, channels, 0)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Parts of one buffer, which begin at multiples of 64 bytes, as optimizers like them.
+        sizes = [-(-shape.numel() // 16) * 16 for shape in ctx.shapes]
+        parts = gradient.new_zeros(sum(sizes)).split(sizes)
+        return tuple(part[: shape.numel()].view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
 
 
-class ElasticStem(nn.Module):
+class Elastic(nn.Module):
+    """A layer that can run on some of its channels."""
+
+    def forward(self, *channels: Channels) -> Any:
+        """`sliced`; without channels `idle`. ZeRO-3 puts weights together only in a call of their own layer."""
+        return self.sliced(*channels) if channels else idle([self])
+
+    def sliced(self, *channels: Channels) -> tuple[Tensor, ...]:
+        """The parameters that such a slice runs with."""
+        raise NotImplementedError
+
+
+class ElasticLinear(Elastic, nn.Linear):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A linear layer from any channels to any channels."""
+
+    def sliced(self, *channels: Channels) -> tuple[Tensor, ...]:
+        """Weight and bias, for inputs and outputs."""
+        inputs, outputs = channels
+        return select(self.weight, outputs, inputs), select(self.bias, outputs)
+
+
+class ElasticLayerNorm(Elastic, nn.LayerNorm):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A layer norm over any channels."""
+
+    def sliced(self, *channels: Channels) -> tuple[Tensor, ...]:
+        """Weight and bias."""
+        return select(self.weight, *channels), select(self.bias, *channels)
+
+
+class ElasticStem(Elastic):
     """From images to tokens for one patch size, with a class token and positions of its own (ViTAS, section 3.1)."""
 
     def __init__(self, *, image_size: int, patch_size: int, embed_dim: int) -> None:
@@ -95,19 +123,7 @@ class ElasticStem(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2 + 1, embed_dim))
 
-    def forward(self, images: Tensor | None, channels: Channels = ()) -> Tensor:
-        """Images (B, 3, H, W) to tokens (B, N, C), the class token first."""
-        if images is None:
-            return idle(self)
-        weight, bias, cls_token, pos_embed = self.sliced(channels)
-        x_BNC = F.conv2d(images, weight, bias, stride=self.patch_size).flatten(2).transpose(1, 2)
-        return torch.cat([cls_token.expand(len(images), -1, -1), x_BNC], dim=1) + pos_embed
-
-    def sliced(self, channels: Channels) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Patch weight and bias, class token and positions that such a slice runs with."""
-        return (
-            select(self.weight, channels, 0),
-            select(self.bias, channels, 0),
-            select(self.cls_token, channels, 2),
-            select(self.pos_embed, channels, 2),
-        )
+    def sliced(self, *channels: Channels) -> tuple[Tensor, ...]:
+        """Weight and bias of the patches, class token and positions."""
+        tokens = [select(whole, (), (), *channels) for whole in (self.cls_token, self.pos_embed)]
+        return select(self.weight, *channels), select(self.bias, *channels), *tokens

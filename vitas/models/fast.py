@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitas.models.linear import has_onednn
 from vitas.models.vit import Block, VisionTransformer, attend
 
 Function = Callable[[Tensor], Tensor]
@@ -94,17 +95,11 @@ def _mlp(block: Block, rows: int) -> Function:
 def _linear(layer: nn.Linear, rows: int, outputs: slice = slice(None), *, gelu: bool = False) -> Function:
     """Some outputs of a linear layer, for inputs of so many rows, and perhaps their GELU."""
     weight, bias = layer.weight.detach()[outputs], layer.bias.detach()[outputs]
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_onednn():
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and has_onednn():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
         activation = ("gelu", [], "none") if gelu else ("none", [], "")
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, *activation)
     return (lambda x: F.gelu(F.linear(x, weight, bias))) if gelu else partial(F.linear, weight=weight, bias=bias)
-
-
-def _has_onednn() -> bool:
-    onednn: Any = torch.backends.mkldnn
-    known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return known and onednn.is_available() and onednn.enabled and not torch.is_autocast_enabled("cpu")
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
-from vitas.models.elastic import Channels, ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, sides, take
+from vitas.models.elastic import Channels, ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, idle, sides, take
+from vitas.models.linear import Norm, is_on_cpu, linear
 from vitas.models.vit import BLOCK_EPS, FINAL_EPS, VisionTransformer, attend, from_state
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.space import SearchSpace
@@ -24,7 +25,7 @@ AttentionSharing = Literal["private_qk", "shared", "private_v"]
 
 
 class ElasticAttention(nn.Module):
-    """Attention with q, k and v each sliced by itself; some have a copy of their own for each head choice."""
+    """The layers of attention, q, k and v each sliced by itself; some have a copy of their own for each head choice."""
 
     def __init__(self, embed_dim: int, inner_dim: int, heads: list[int], sharing: AttentionSharing) -> None:
         super().__init__()
@@ -43,11 +44,6 @@ class ElasticAttention(nn.Module):
         choice = self.head_choices.index(heads)
         return [self.get_submodule(f"{name}.{choice if name in self.private else 0}") for name in ("q", "k", "v")]  # pyright: ignore[reportReturnType]
 
-    def forward(self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        q, k, v = (layer(x_BNC, embed, inner) for layer in self.qkv(heads))
-        return self.proj(attend(q, k, v, heads=heads), inner, embed)
-
 
 class ElasticBlock(nn.Module):
     """A pre-norm transformer block of any widths up to the maxima."""
@@ -64,8 +60,21 @@ class ElasticBlock(nn.Module):
 
     def forward(self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels, hidden: Channels) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        x_BNC = x_BNC + self.attn(self.norm1(x_BNC, embed), heads, embed, inner)
-        return x_BNC + self.fc2(gelu(self.fc1(self.norm2(x_BNC, embed), embed, hidden)), hidden, embed)
+        qkv = [layer(embed, inner) for layer in self.attn.qkv(heads)]
+        norm1, norm2 = Norm(*self.norm1(embed), eps=BLOCK_EPS), Norm(*self.norm2(embed), eps=BLOCK_EPS)
+        q, k, v = linear(x_BNC, *qkv, norm=norm1).chunk(3, dim=-1)
+        x_BNC = x_BNC + linear(_attend(q, k, v, heads), self.attn.proj(inner, embed))
+        hidden_BNC = linear(x_BNC, self.fc1(embed, hidden), norm=norm2)
+        return x_BNC + linear(hidden_BNC, self.fc2(hidden, embed), gelu=True)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """`attend`; on a CPU in half precision written out: torch's fused one takes three times as long there."""
+    if q.dtype == torch.float32 or not is_on_cpu(q):
+        return attend(q, k, v, heads=heads)
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
 class Supernet(nn.Module):
@@ -131,7 +140,10 @@ class Supernet(nn.Module):
             for architecture in architectures
         ]
         logits = found[0] if len(found) == 1 else torch.stack(found)
-        return logits + sum(layer(None) for layer in self._idle_layers(architectures))
+        layers = list(self._idle_layers(architectures))
+        if hasattr(self.head.weight, "ds_tensor"):  # ZeRO-3, which has the weights of a layer only in a call of it
+            return logits + sum(layer() for layer in layers)
+        return logits + idle(layers) if layers else logits
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks compute their activations again in the backward pass; timm's name."""
@@ -139,7 +151,10 @@ class Supernet(nn.Module):
 
     def _forward_side(self, images: Tensor, architecture: Architecture, side: str) -> Tensor:
         embed = self._embed(architecture.embed_dim, side)
-        x_BNC = self._stem(architecture)(images, embed)
+        stem = self._stem(architecture)
+        patch, bias, cls_token, pos_embed = stem(embed)
+        x_BNC = F.conv2d(images, patch, bias, stride=stem.patch_size).flatten(2).mT
+        x_BNC = torch.cat([cls_token.expand(len(images), -1, -1), x_BNC], dim=1) + pos_embed
         for layer, block in zip(self.blocks, architecture.blocks, strict=True):
             if block is not None:
                 inner = self._inner(block.qkv_dim // 3, side)
@@ -148,7 +163,8 @@ class Supernet(nn.Module):
                     x_BNC = checkpoint(layer, x_BNC, block.heads, embed, inner, hidden, use_reentrant=False)
                 else:
                     x_BNC = layer(x_BNC, block.heads, embed, inner, hidden)
-        return self.head(self.norm(x_BNC[:, 0], embed), embed, (slice(0, self.num_classes),))
+        norm = Norm(*self.norm(embed), eps=FINAL_EPS)
+        return linear(x_BNC[:, 0], self.head(embed, (slice(0, self.num_classes),)), norm=norm)
 
     def _stem(self, architecture: Architecture) -> ElasticStem:
         return self.stems[self.space.patch_size.index(architecture.patch_size)]  # pyright: ignore[reportReturnType]
