@@ -31,12 +31,12 @@ from vitas import recipe
 from vitas.data import decoded
 from vitas.data.device import DeviceImages, stratified
 from vitas.data.sources import open_splits
+from vitas.evolve.correction import Correction
+from vitas.evolve.ranking import regret
+from vitas.evolve.scoring import Scorer
 from vitas.models import saved
 from vitas.models.supernet import Supernet
 from vitas.recipe import Recipe
-from vitas.search.correction import Correction
-from vitas.search.ranking import regret
-from vitas.search.scoring import Scorer
 from vitas.spaces.architecture import Architecture
 
 HERE = Path(__file__).parent / "quality"

@@ -24,13 +24,13 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from vitas import recipe
 from vitas.data.decoded import Cached
 from vitas.data.device import DeviceImages
+from vitas.evolve.candidates import Candidates
+from vitas.evolve.evolution import first_generation
+from vitas.evolve.scoring import MOST_SLICES, Scorer
+from vitas.evolve.store import Store
+from vitas.evolve.workers import Workers, jobs
 from vitas.files import read_lines
 from vitas.models.supernet import Supernet
-from vitas.search.candidates import Candidates
-from vitas.search.evolution import first_generation
-from vitas.search.scoring import MOST_SLICES, Scorer
-from vitas.search.store import Store
-from vitas.search.workers import Workers, jobs
 
 CLASSES = 1000
 

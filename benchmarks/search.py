@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from vitas import recipe
 from vitas.data.decoded import Cached
 from vitas.data.device import DeviceImages
+from vitas.evolve.evolution import first_generation
+from vitas.evolve.scoring import Scorer
 from vitas.models import supernet, vit
 from vitas.models.supernet import Supernet
-from vitas.search.evolution import first_generation
-from vitas.search.scoring import Scorer
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 

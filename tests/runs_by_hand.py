@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from vitas import recipe
-from vitas.search.evolution import each_patch_size, random_genomes
+from vitas.evolve.evolution import each_patch_size, random_genomes
 from vitas.spaces import cost
 
 

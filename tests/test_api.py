@@ -132,9 +132,9 @@ def test_an_interrupt_is_pythons_own_and_the_process_is_as_before(tmp_path):
 
 
 def test_the_folder_of_the_same_name_can_be_imported_too():
-    import vitas.search.evolution
+    import vitas.evolve.evolution
 
-    assert callable(vitas.search) and vitas.search.evolution.evolve
+    assert callable(vitas.search) and vitas.evolve.evolution.evolve
     with pytest.raises(TypeError, match="budget"):
         vitas.search("digits")
 

@@ -13,14 +13,14 @@ from conftest import ROOT, small_space
 from vitas import recipe
 from vitas.data.decoded import Cached
 from vitas.data.device import DeviceImages, stratified
+from vitas.evolve import evolution
+from vitas.evolve.candidates import Candidates
+from vitas.evolve.scores import Scores
+from vitas.evolve.scoring import Scorer, slices, tally
+from vitas.evolve.store import Store
+from vitas.evolve.workers import Workers, jobs
 from vitas.files import read_lines
 from vitas.models.supernet import Supernet
-from vitas.search import evolution
-from vitas.search.candidates import Candidates
-from vitas.search.scores import Scores
-from vitas.search.scoring import Scorer, slices, tally
-from vitas.search.store import Store
-from vitas.search.workers import Workers, jobs
 from vitas.spaces.cost import count
 
 SPACE = small_space()

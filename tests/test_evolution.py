@@ -3,7 +3,7 @@ import pytest
 from conftest import small_space
 
 from vitas.config import UserError
-from vitas.search import evolution
+from vitas.evolve import evolution
 from vitas.sections import Evolution
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture

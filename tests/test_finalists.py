@@ -13,10 +13,10 @@ from ranks import recipe as run_recipe
 
 from vitas import recipe
 from vitas.data.sources import open_splits
+from vitas.evolve import evolution
 from vitas.files import read_lines
 from vitas.runs import claims, finalists, stages
 from vitas.runs.finalists import rounds, shortened
-from vitas.search import evolution
 from vitas.sections import Retraining
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture

@@ -13,11 +13,11 @@ from test_candidates import CANDIDATES, IMAGES, LABELS, MEAN, SPACE, STD
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitas.data import device
+from vitas.evolve.scoring import Scorer
 from vitas.models.fast import fast
 from vitas.models.measured import measure
 from vitas.models.supernet import Supernet
 from vitas.models.vit import VisionTransformer, attend
-from vitas.search.scoring import Scorer
 from vitas.spaces.cost import MEASURED
 
 pytestmark = pytest.mark.gpu

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from conftest import small_space
 from torch import nn
 
+from vitas.evolve.progress import Hypervolume, choices, figures
 from vitas.report.meter import Meter, peak
-from vitas.search.progress import Hypervolume, choices, figures
 from vitas.spaces.budget import Budget
 from vitas.spaces.cost import reachable
 from vitas.train.backend import gradient_norm

@@ -16,12 +16,12 @@ from toy import ARCHITECTURE, Toy, toy_data, toy_images, toy_labels
 
 from vitas import recipe
 from vitas.data.batches import Batch
+from vitas.evolve import ranking, zero_cost
 from vitas.models.vit import VisionTransformer
 from vitas.report.tables import ranking_table
 from vitas.report.tracking import Untracked
 from vitas.runs.accelerator import make_accelerator
 from vitas.runs.rank import spread
-from vitas.search import ranking, zero_cost
 from vitas.sections import Retraining
 from vitas.spaces.architecture import Architecture, Block
 from vitas.train import stop, trainer

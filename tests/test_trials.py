@@ -11,10 +11,10 @@ from scipy.stats import kendalltau
 
 from vitas import recipe
 from vitas.config import UserError
+from vitas.evolve import evolution
+from vitas.evolve.correction import Correction
 from vitas.files import read_lines
 from vitas.runs import stages
-from vitas.search import evolution
-from vitas.search.correction import Correction
 from vitas.sections import Evolution
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture

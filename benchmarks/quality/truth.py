@@ -35,11 +35,11 @@ from vitas import recipe
 from vitas.data.images import decode
 from vitas.data.sources import open_splits
 from vitas.data.splits import Split
+from vitas.evolve.evolution import first_generation
+from vitas.evolve.ranking import attainable, ceiling
 from vitas.models.vit import VisionTransformer
 from vitas.recipe import Recipe
 from vitas.runs.claims import HOW
-from vitas.search.evolution import first_generation
-from vitas.search.ranking import attainable, ceiling
 from vitas.sections import Training
 from vitas.spaces.architecture import Architecture, Block
 from vitas.spaces.cost import count

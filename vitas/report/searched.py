@@ -111,7 +111,7 @@ def _is_inside(entry: Mapping[str, Any], windows: Mapping[str, tuple[float, floa
 
 
 def _quality(folder: Folder, entries: Sequence[Mapping[str, Any]]) -> str:
-    """What decides which candidate is the best (see `vitas.search.evolution.quality`)."""
+    """What decides which candidate is the best (see `vitas.evolve.evolution.quality`)."""
     if entries and all(is_number(entry.get("corrected")) for entry in entries):
         return "corrected"
     objectives = folder.section("evolve").get("objectives")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vitas.evolve.workers import Workers
 from vitas.files import write_atomically
 from vitas.report.tables import standings_table
 from vitas.report.terminal import say
@@ -12,7 +13,6 @@ from vitas.runs import found
 from vitas.runs.finalists import tournament
 from vitas.runs.run import Run
 from vitas.runs.training import architectures, train_one
-from vitas.search.workers import Workers
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 

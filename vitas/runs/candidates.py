@@ -11,15 +11,15 @@ import torch
 from vitas.config import UserError
 from vitas.data.decoded import Cached
 from vitas.data.device import stratified
+from vitas.evolve import evolution
+from vitas.evolve.candidates import Candidates
+from vitas.evolve.evolution import Entry
+from vitas.evolve.scoring import PRECISIONS, Scorer
+from vitas.evolve.store import Store
+from vitas.evolve.workers import Workers
 from vitas.models.measured import measure
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
-from vitas.search import evolution
-from vitas.search.candidates import Candidates
-from vitas.search.evolution import Entry
-from vitas.search.scoring import PRECISIONS, Scorer
-from vitas.search.store import Store
-from vitas.search.workers import Workers
 from vitas.spaces.architecture import Architecture
 from vitas.train.memory import explained
 

@@ -17,6 +17,7 @@ from vitas.config import UserError, one_line
 from vitas.data import sources
 from vitas.data.plan import make_plan
 from vitas.data.splits import Split
+from vitas.evolve import evolution
 from vitas.files import expanded, make_folder
 from vitas.models.supernet import Supernet
 from vitas.models.vit import VisionTransformer
@@ -24,7 +25,6 @@ from vitas.recipe import Recipe
 from vitas.report.tracking import wandb_mode
 from vitas.runs import pictures, prerequisites
 from vitas.runs.found import choices, retrained, search_needed
-from vitas.search import evolution
 from vitas.sections import Training
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from vitas.config import UserError, did_you_mean
 from vitas.data import augment
 from vitas.data.decoded import Cached
+from vitas.evolve.scoring import tally
 from vitas.files import expanded, write_atomically
 from vitas.models import saved
 from vitas.models.measured import measure
@@ -23,7 +24,6 @@ from vitas.report.tables import table
 from vitas.report.terminal import say
 from vitas.runs import found
 from vitas.runs.run import Run
-from vitas.search.scoring import tally
 from vitas.sections import Data
 from vitas.spaces import cost
 from vitas.train.memory import explained

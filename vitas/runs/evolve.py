@@ -10,6 +10,11 @@ from typing import Any
 
 from vitas.data.decoded import Cached
 from vitas.data.plan import make_plan
+from vitas.evolve import evolution, outcome
+from vitas.evolve.candidates import Candidates
+from vitas.evolve.evolution import Entry
+from vitas.evolve.outcome import Fronts
+from vitas.evolve.progress import Hypervolume, choices, figures
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
 from vitas.report import blocks, tracking
@@ -22,11 +27,6 @@ from vitas.runs.finalists import shortened, tournament
 from vitas.runs.found import FINALISTS, best_file
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
-from vitas.search import evolution, outcome
-from vitas.search.candidates import Candidates
-from vitas.search.evolution import Entry
-from vitas.search.outcome import Fronts
-from vitas.search.progress import Hypervolume, choices, figures
 from vitas.spaces.architecture import Architecture
 
 

@@ -10,10 +10,10 @@ from accelerate.utils import broadcast_object_list
 
 from vitas.data.device import DeviceImages
 from vitas.data.splits import Split
+from vitas.evolve.workers import Workers
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.runs.trainings import Job, Trainings
-from vitas.search.workers import Workers
 from vitas.sections import Retraining
 from vitas.spaces.architecture import Architecture
 

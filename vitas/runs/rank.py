@@ -11,6 +11,9 @@ import numpy as np
 
 from vitas.data.device import even_parts
 from vitas.data.plan import make_plan
+from vitas.evolve import ranking, zero_cost
+from vitas.evolve.evolution import Entry
+from vitas.evolve.store import Line
 from vitas.files import write_atomically
 from vitas.report import tracking
 from vitas.report.tables import ranking_table
@@ -19,9 +22,6 @@ from vitas.runs import trained
 from vitas.runs.candidates import random_inside, scored_by
 from vitas.runs.run import Run
 from vitas.runs.trainings import Job, Trainings
-from vitas.search import ranking, zero_cost
-from vitas.search.evolution import Entry
-from vitas.search.store import Line
 from vitas.sections import Retraining
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture

@@ -13,15 +13,15 @@ from accelerate.utils import gather_object
 from vitas.config import RankError, UserError
 from vitas.data.device import DeviceImages
 from vitas.data.splits import Split
+from vitas.evolve.scoring import tally
+from vitas.evolve.store import Line, Store
+from vitas.evolve.workers import Workers
 from vitas.models import saved
 from vitas.report.terminal import say
 from vitas.runs import claims
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.runs.training import train_alone
-from vitas.search.scoring import tally
-from vitas.search.store import Line, Store
-from vitas.search.workers import Workers
 from vitas.sections import Retraining
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture

@@ -9,14 +9,14 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 
 from vitas.config import UserError
+from vitas.evolve.candidates import Candidates
+from vitas.evolve.correction import Correction
+from vitas.evolve.evolution import CORRECTED, Entry
 from vitas.files import write_atomically
 from vitas.runs.candidates import random_inside
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.runs.trainings import Job, Trainings
-from vitas.search.candidates import Candidates
-from vitas.search.correction import Correction
-from vitas.search.evolution import CORRECTED, Entry
 from vitas.sections import FEWEST_TRIALS
 from vitas.spaces.architecture import Architecture
 

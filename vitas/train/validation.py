@@ -15,13 +15,13 @@ from torch import Tensor
 
 from vitas.data.decoded import Cached
 from vitas.data.device import DeviceImages, even_parts
+from vitas.evolve.scoring import Logits, autocast, tally
 from vitas.models.fast import fast
 from vitas.models.saved import save_weights
 from vitas.models.supernet import Supernet
 from vitas.models.vit import from_state
 from vitas.report import tracking
 from vitas.report.terminal import progress, say
-from vitas.search.scoring import Logits, autocast, tally
 from vitas.spaces.architecture import Architecture
 from vitas.train.memory import explained
 from vitas.train.state import Best, on_host

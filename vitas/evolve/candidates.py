@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from accelerate.utils import broadcast_object_list
 
+from vitas.evolve.evolution import Entry
+from vitas.evolve.scores import Scores
+from vitas.evolve.scoring import Scorer
+from vitas.evolve.store import Line, Store
+from vitas.evolve.workers import Job, Workers, jobs
 from vitas.report.terminal import say
-from vitas.search.evolution import Entry
-from vitas.search.scores import Scores
-from vitas.search.scoring import Scorer
-from vitas.search.store import Line, Store
-from vitas.search.workers import Job, Workers, jobs
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pymoo.indicators.hv import HV
 
+from vitas.evolve import evolution
+from vitas.evolve.evolution import LARGER_IS_BETTER, Entry
+from vitas.evolve.outcome import Fronts
 from vitas.report import tracking
-from vitas.search import evolution
-from vitas.search.evolution import LARGER_IS_BETTER, Entry
-from vitas.search.outcome import Fronts
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
 from vitas.spaces.cost import COUNTED, reachable

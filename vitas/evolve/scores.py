@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vitas.search.store import Line, Store
+from vitas.evolve.store import Line, Store
 
 
 class Scores:
     """What is known of each candidate on each slice of the images. The main rank's alone.
 
     Args:
-        store: Where the lines of `vitas.search.scoring.Scorer.score` are kept.
+        store: Where the lines of `vitas.evolve.scoring.Scorer.score` are kept.
         slices: First and one past the last image of each slice.
         sides: The sides of the supernet.
     """

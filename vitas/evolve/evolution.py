@@ -11,7 +11,7 @@ import numpy as np
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from vitas.config import UserError
-from vitas.search.algorithms import Algorithm
+from vitas.evolve.algorithms import Algorithm
 from vitas.sections import QUALITIES, Evolution
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
@@ -32,7 +32,7 @@ NEAR_THE_BEST = 4
 """Candidates that finalists are taken from, for each of these."""
 
 CORRECTED = "corrected"
-"""The loss that trials foretell (`vitas.search.correction`); with trials it is improved in place of a score."""
+"""The loss that trials foretell (`vitas.evolve.correction`); with trials it is improved in place of a score."""
 
 LARGER_IS_BETTER = ("top1", "throughput")
 

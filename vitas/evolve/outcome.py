@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from vitas.config import UserError
-from vitas.search.candidates import Candidates
-from vitas.search.evolution import Entry, front, inside
+from vitas.evolve.candidates import Candidates
+from vitas.evolve.evolution import Entry, front, inside
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
 from vitas.spaces.cost import MEASURED

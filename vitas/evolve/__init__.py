@@ -1,0 +1,1 @@
+"""The search: its evolution, its scoring, and its journal."""
