@@ -15,9 +15,10 @@ from runs_by_hand import large, write_lines
 
 from vitas import recipe
 from vitas.config import UserError
-from vitas.report import choices, compare, compared, curves, page, plots, searched, tracking
-from vitas.report.figures import figures
+from vitas.report import tracking
 from vitas.report.numbers import amount, duration, label, ticks
+from vitas.report.page import choices, compare, compared, curves, page, plots, searched
+from vitas.report.page.figures import figures
 from vitas.runs import reporting
 from vitas.runs.reporting import Reporting
 from vitas.subnets import subnets

@@ -11,8 +11,8 @@ from browser import Browser
 from conftest import QUICKSTART, SHORT
 from runs_by_hand import large
 
-from vitas.report import compare, compared, page
-from vitas.report.figures import figures
+from vitas.report.page import compare, compared, page
+from vitas.report.page.figures import figures
 
 pytestmark = pytest.mark.browser
 

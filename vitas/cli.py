@@ -329,15 +329,15 @@ def _recipes(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from vitas.report.figures import figures
-    from vitas.report.page import page
+    from vitas.report.page.figures import figures
+    from vitas.report.page.page import page
 
     folder = expanded(options.run)
     _show(figures(folder), options, folder / "report.html", page)
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from vitas.report import compare, compared
+    from vitas.report.page import compare, compared
 
     found = compare.compare([expanded(run) for run in options.runs])
     if not options.json:
@@ -350,7 +350,7 @@ def _show(found: dict[str, Any], options: argparse.Namespace, usual: Path, page:
     if options.json:
         print(json.dumps(found))
     if options.png:
-        from vitas.report import plots
+        from vitas.report.page import plots
 
         for file in plots.write(found, expanded(options.png)):
             print(file)

@@ -16,7 +16,7 @@ from typing import Any
 
 from vitas.config import one_line
 from vitas.files import write_atomically
-from vitas.report.folder import TIMES, Folder
+from vitas.report.page.folder import TIMES, Folder
 from vitas.report.terminal import say
 
 REPORT = "report.html"
@@ -68,7 +68,7 @@ class Reporting:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        from vitas.report import page  # in a run that ends at once, it is not needed before
+        from vitas.report.page import page  # in a run that ends at once, it is not needed before
 
         self.end.set()
         if self.writer:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitas.report.figures import figures
-from vitas.report.folder import Folder
 from vitas.report.numbers import amount, is_number
+from vitas.report.page.figures import figures
+from vitas.report.page.folder import Folder
 
 NOT_COMPARED = {"name", "output", "seed", "tracking", "stages", "extends"}
 """Sections and settings that do not make two runs different: those of one group differ in these alone."""
@@ -27,7 +27,7 @@ FIGURES = {
 
 
 def compare(folders: Sequence[Path]) -> dict[str, Any]:
-    """The figures of several runs (`vitas.report.figures`), and what they are together.
+    """The figures of several runs (`vitas.report.page.figures`), and what they are together.
 
     Raises:
         UserError: One of the folders is missing.

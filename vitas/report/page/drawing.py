@@ -122,7 +122,7 @@ def legend(colours: Mapping[str, int]) -> str:
 
 
 def panel(panel: Mapping[str, Any], x: str, colours: Mapping[str, int], *, keys: bool = True) -> str:
-    """A plot of a panel of `vitas.report.curves`, with its legend; `colours` are those of lines, by name."""
+    """A plot of a panel of `vitas.report.page.curves`, with its legend; `colours` are those of lines, by name."""
     lines = panel["lines"]
     every = [point for line in lines for point in line["points"]]
     xs, ys = [point[0] for point in every], [point[1] for point in every]

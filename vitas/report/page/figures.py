@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitas.report import choices, curves, searched
-from vitas.report.folder import Folder
 from vitas.report.numbers import amount, duration, is_number
+from vitas.report.page import choices, curves, searched
+from vitas.report.page.folder import Folder
 from vitas.spaces import cost
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.published import PUBLISHED

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vitas.files import write_atomically
-from vitas.report.choices import FEW, KINDS
+from vitas.report.page.choices import FEW, KINDS
 
 WIDTH, HEIGHT = 4.2, 3.0
 """Inches of a small plot."""
@@ -27,7 +27,7 @@ def write(found: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes a PNG for each group of plots there is something to show in; returns the files.
 
     Args:
-        found: `vitas.report.figures` of a run, or `vitas.report.compare` of several.
+        found: `vitas.report.page.figures` of a run, or `vitas.report.page.compare` of several.
         folder: Where to.
     """
     drawn: dict[str, Figure] = {}
@@ -58,7 +58,7 @@ def write(found: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def panels(group: Sequence[Mapping[str, Any]], x: str) -> Figure:
-    """The panels of `vitas.report.curves`, one beside the other; a line has one colour in all of them."""
+    """The panels of `vitas.report.page.curves`, one beside the other; a line has one colour in all of them."""
     names = list(dict.fromkeys(line["name"] for panel in group for line in panel["lines"]))
     figure, every = _grid(len(group))
     for axes, panel in zip(every, group, strict=True):

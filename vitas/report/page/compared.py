@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from vitas.report import drawing
-from vitas.report.compare import FIGURES, shown, spread
-from vitas.report.page import document, table
+from vitas.report.page import drawing
+from vitas.report.page.compare import FIGURES, shown, spread
+from vitas.report.page.page import document, table
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """The page of a comparison (`vitas.report.compare`). A group has a colour; its runs share it."""
+    """The page of a comparison (`vitas.report.page.compare`). A group has a colour; its runs share it."""
     groups = {group["group"]: at for at, group in enumerate(found["groups"])}
     colours = {row["run"]: groups[row["group"]] for row in found["runs"]}
     names = [name for name in FIGURES if any(name in group for group in found["groups"])]

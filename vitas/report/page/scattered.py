@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from vitas.report.drawing import LARGE, Plot
 from vitas.report.numbers import amount
+from vitas.report.page.drawing import LARGE, Plot
 
 
 def section(search: Mapping[str, Any], at: int) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vitas.report.choices import FEW, KINDS
-from vitas.report.drawing import svg
 from vitas.report.numbers import label, ticks
+from vitas.report.page.choices import FEW, KINDS
+from vitas.report.page.drawing import svg
 
 ROW, WIDTH = 20, 360
 LEFT, RIGHT, SHARES = 52, 250, 60

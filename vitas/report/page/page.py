@@ -10,8 +10,8 @@ from typing import Any
 
 from vitas.config import one_line
 from vitas.files import write_atomically
-from vitas.report import chosen, drawing, figures, scattered
 from vitas.report.numbers import amount, duration
+from vitas.report.page import chosen, drawing, figures, scattered
 
 HERE = Path(__file__).parent
 HEAD = """<!doctype html>
@@ -31,7 +31,7 @@ COLUMNS = {
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """The page of the figures of one run (`vitas.report.figures`)."""
+    """The page of the figures of one run (`vitas.report.page.figures`)."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     sections: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         ("Asked for", _asked),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitas.report import curves
-from vitas.report.folder import Folder
 from vitas.report.numbers import is_number
+from vitas.report.page import curves
+from vitas.report.page.folder import Folder
 from vitas.spaces.cost import COSTS
 
 LABELS = {
