@@ -16,6 +16,7 @@ from vitas.recipe import dump, load
 from vitas.report import blocks, tables
 from vitas.report.outlook import Outlook, Work
 from vitas.report.terminal import progress
+from vitas.runs.reporting import Reporting
 from vitas.spaces.architecture import Architecture, Block
 
 LINES = [
@@ -67,15 +68,13 @@ def test_damaged_and_missing_files_are_watched_as_well(run_folder, capsys):
 
 def test_time_is_counted_over_all_starts_of_a_run(tmp_path):
     for _ in range(2):
-        outlook = Outlook(tmp_path)
-        outlook.begin("supernet", 4)
-        time.sleep(0.05)
-        outlook.begin("evolve", 4)
-        outlook.end()
-    seconds, of_devices = outlook.spent["supernet"]
-    assert 0.1 <= seconds < 5 and of_devices == pytest.approx(4 * seconds)
-    assert tables.time_table({"supernet": [3600.0, 14400.0]}).splitlines()[1:] == [
-        "supernet           1:00:00         4.000", "all                1:00:00         4.000",
+        with Reporting(tmp_path, {"devices": 4}) as told, told.stage("supernet"):
+            time.sleep(1)
+    assert len(told.times) == 2 and all(1 <= one["seconds"] < 5 for one in told.times)
+    hour = {"stage": "supernet", "seconds": 1800.0, "devices": 4}
+    assert tables.time_table([hour, {**hour, "stage": "rank"}, hour], ["supernet", "evolve"]).splitlines()[1:] == [
+        "supernet           1:00:00         4.000", "evolve               00:00         0.000",
+        "all                1:00:00         4.000",
     ]  # fmt: skip
 
 

@@ -33,31 +33,6 @@ class Outlook:
         self.works: Mapping[str, Work] = {}
         self.pace: dict[str, float] = {}
         """Seconds a multiply-add, by kind of work."""
-        self.spent: dict[str, list[float]] = self._spent_before()
-        """Seconds, and seconds times devices, of each stage so far, over all starts of the run."""
-        self.at_work: tuple[str, float, int] | None = None
-        """The stage at work, when its time was counted last, and its devices."""
-
-    def begin(self, stage: str, devices: int) -> None:
-        """Counts the time from now on for a stage."""
-        self.count()
-        self.at_work = stage, time.monotonic(), devices
-
-    def count(self) -> None:
-        """Adds the time since it was last called to the stage at work."""
-        if self.at_work:
-            stage, since, devices = self.at_work
-            now = time.monotonic()
-            seconds, of_devices = self.spent.get(stage, (0.0, 0.0))
-            self.spent[stage] = [seconds + now - since, of_devices + devices * (now - since)]
-            self.at_work = stage, now, devices
-
-    def _spent_before(self) -> dict[str, list[float]]:
-        try:
-            spent = json.loads((self.folder / FILE).read_text())["spent"]
-            return {str(stage): [float(one), float(all_)] for stage, (one, all_) in spent.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
 
     def follow(self, bar: Bar, stage: str) -> Bar:
         """Has a bar show how much time is left of the run, and notes how far it is."""
@@ -83,12 +58,8 @@ class Outlook:
 
     def end(self) -> None:
         """Writes that the run is done."""
-        self.count()
-        self.at_work = None
         self._write({"stage": None})
 
     def _write(self, facts: Mapping[str, object]) -> None:
-        self.count()
-        where: dict[str, object] = {"spent": self.spent, "time": time.time()}
-        where |= {"host": socket.gethostname(), "process": os.getpid()}
+        where = {"time": time.time(), "host": socket.gethostname(), "process": os.getpid()}
         replace(self.folder / FILE, json.dumps({**facts, **where}))

@@ -65,12 +65,17 @@ def training_table(stage: str, lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-def time_table(spent: Mapping[str, Sequence[float]]) -> str:
-    """How long the stages of a run took, as text, and for how many device-hours."""
-    rows = {stage: spent[stage] for stage in spent}
-    rows["all"] = [sum(column) for column in zip(*spent.values(), strict=True)] or [0.0, 0.0]
+def time_table(times: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
+    """How long the stages of a run took, of all its starts, as text, and for how many device-hours.
+
+    `times` are lines of `times.json`: see `vitas.runs.reporting`.
+    """
+    rows = {stage: [one for one in times if one["stage"] == stage] for stage in stages}
+    rows["all"] = [one for each in rows.values() for one in each]
     lines = [f"{'':<16}{'time':>10}{'device-hours':>14}"]
-    for name, (seconds, of_devices) in rows.items():
+    for name, each in rows.items():
+        seconds = sum(one["seconds"] for one in each)
+        of_devices = sum(one["seconds"] * one["devices"] for one in each)
         lines.append(f"{name:<16}{tqdm.format_interval(seconds):>10}{of_devices / 3600:>14.3f}")
     return "\n".join(lines)
 

@@ -80,12 +80,11 @@ def _run(settings: Recipe, accelerator: Accelerator, stop: StopRequest, file: Pa
         ):
             for stage in settings.stages:
                 stop.words = f"{stage}: stopped; what is done is saved, and the same command goes on"
-                tracker.outlook.begin(stage, accelerator.num_processes)
                 with told.stage(stage) if told else nullcontext():
                     works[stage](context)
             tracker.finish()
-        if accelerator.is_main_process and len(settings.stages) > 1:
-            context.say(time_table({stage: tracker.outlook.spent[stage] for stage in settings.stages}))
+        if told and len(settings.stages) > 1:
+            context.say(time_table(told.times, settings.stages))
 
 
 def _machine(accelerator: Accelerator) -> dict[str, Any]:

@@ -198,9 +198,8 @@ def _time(folder: Folder, found: Mapping[str, Any]) -> list[dict[str, Any]]:
         row = rows.setdefault(part["stage"], {"stage": part["stage"], "seconds": 0.0, "device_hours": 0.0, "starts": 0})
         row["seconds"] += part["seconds"]
         row["starts"] += 1
-        devices = part.get("devices")
-        row["device_hours"] += part["seconds"] * (devices if is_number(devices) else 1) / 3600
-        row["devices"], row["device"] = devices, part.get("device")
+        row["device_hours"] += part["seconds"] * part["devices"] / 3600
+        row["devices"], row["device"] = part["devices"], part.get("device")
     if not rows:
         batches = {stage: folder.section(stage).get("batch_size") for stage in ("supernet", "retrain")}
         for training in found["trainings"]:

@@ -179,7 +179,8 @@ def _is_metric(line: dict[str, Any]) -> bool:
 
 
 def _is_time(line: Any) -> bool:
-    return isinstance(line, dict) and isinstance(line.get("stage"), str) and is_number(line.get("seconds"))
+    known = isinstance(line, dict) and isinstance(line.get("stage"), str)
+    return known and is_number(line.get("seconds")) and is_number(line.get("devices"))
 
 
 def _is_ranking(table: Any) -> bool:
