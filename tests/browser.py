@@ -78,14 +78,14 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, file: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> float:
-        """Opens a page; returns the seconds until it was loaded and painted."""
+    def open(self, page: Path | str, width: int = 1280, height: int = 900, scheme: str = "light") -> float:
+        """Opens a file or an address; returns the seconds until it was loaded and painted."""
         mobile = width < 600
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         self.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         began = time.perf_counter()
-        self.do("Page.navigate", url=file.resolve().as_uri())
+        self.do("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._message())
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -131,10 +131,7 @@ def test_an_interrupt_is_pythons_own_and_the_process_is_as_before(tmp_path):
     assert [*(tmp_path / "run" / "supernet").glob("step_*")]
 
 
-def test_the_folder_of_the_same_name_can_be_imported_too():
-    import vitas.evolve.evolution
-
-    assert callable(vitas.search) and vitas.evolve.evolution.evolve
+def test_a_search_needs_a_budget():
     with pytest.raises(TypeError, match="budget"):
         vitas.search("digits")
 
