@@ -42,7 +42,7 @@ class Reporting:
         self.began = 0.0
         self.last = time.monotonic()
         self.writer: subprocess.Popen[bytes] | None = None
-        self.end, self.saving = Event(), Lock()
+        self.end, self.writing = Event(), Lock()
         self.thread = Thread(target=self._watch, daemon=True)
 
     @contextmanager
@@ -71,6 +71,7 @@ class Reporting:
         from vitas.report.page import page  # in a run that ends at once, it is not needed before
 
         self.end.set()
+        self.thread.join()  # it may be about to start a writer
         if self.writer:
             self.writer.kill()
             self.writer.wait()
@@ -94,24 +95,25 @@ class Reporting:
                 self._save()
 
     def _save(self) -> None:
-        with self.saving:
+        with self.writing:
             write_atomically(self.folder / TIMES, json.dumps(self.times, indent=1))
 
     def _refresh(self) -> None:
-        if self.writer and self.writer.poll() is None:
-            return
-        self.last = time.monotonic()
         command = [sys.executable, "-m", "vitas", "report", str(self.folder)]
         quiet = subprocess.DEVNULL
-        try:
-            # Out of the run's session: Ctrl-C is not meant for it. It sees no device, and holds none.
-            self.writer = subprocess.Popen(
-                ["nice", "-n", "19", *command],
-                stdin=quiet,
-                stdout=quiet,
-                stderr=quiet,
-                start_new_session=True,
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-            )
-        except OSError:
-            self.writer = None
+        with self.writing:  # a minute and a stage may be over at once
+            if self.writer and self.writer.poll() is None:
+                return
+            self.last = time.monotonic()
+            try:
+                # Out of the run's session: Ctrl-C is not meant for it. It sees no device, and holds none.
+                self.writer = subprocess.Popen(
+                    ["nice", "-n", "19", *command],
+                    stdin=quiet,
+                    stdout=quiet,
+                    stderr=quiet,
+                    start_new_session=True,
+                    env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+                )
+            except OSError:
+                self.writer = None
