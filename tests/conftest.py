@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +10,13 @@ import pytest
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 # DeepSpeed compiles a kernel for CPU ranks: one cache for each environment, for others would compile it anew.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+if multiprocessing.parent_process() is None:
+    # Before torch counts them: a worker, and all that it starts, have a share of the cores to themselves. Threads that
+    # wait for a core of others make a run seven times slower, and a forward of a small network hundreds of times.
+    cores = sorted(os.sched_getaffinity(0))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, cores[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))] or cores)
 
 from vitas import recipe
 from vitas.spaces.space import SearchSpace, Widths
@@ -29,16 +37,6 @@ def first_of(cases: Iterable, count: int) -> list:
     return [case if at < count else pytest.param(case, marks=pytest.mark.slow) for at, case in enumerate(cases)]
 
 
-def _share_of_cores() -> set[int]:
-    """The cores of this worker of pytest's. Threads that wait for a core of others make a run seven times slower."""
-    cores = sorted(os.sched_getaffinity(0))
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    return set(cores[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))] or cores)
-
-
-CORES = _share_of_cores()
-
-
 def pytest_configure(config):
     if config.option.markexpr != "gpu":  # all other tests are of CPUs, whatever the machine has
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -48,14 +46,7 @@ def launch(*arguments: str, ranks: int = 1, options: tuple[str, ...] = (), cwd: 
     """Types `accelerate launch RECIPE ...` as a user does; returns the finished process with its output."""
     many = ["--cpu", "--num_processes", str(ranks)] if ranks > 1 else []
     command = [str(Path(sys.executable).with_name("accelerate")), "launch", *many, *options, *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        preexec_fn=lambda: os.sched_setaffinity(0, CORES),
-    )
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
     if check and done.returncode:
         pytest.fail(
             f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}",

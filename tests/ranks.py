@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 from accelerate.commands import launch
-from conftest import CORES, ROOT
+from conftest import ROOT
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["vitas.runs.stages", "vitas.cli", "deepspeed", "torch._dynamo"])
@@ -113,7 +113,6 @@ def _environment(options: list[str]) -> tuple[dict[str, str], int]:
 def _run(work: Callable, arguments: tuple, environment: dict[str, str], cwd: Path, log: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    os.sched_setaffinity(0, CORES)
     os.chdir(cwd)
     with log.open("a") as out:
         os.dup2(out.fileno(), 1)
