@@ -1,7 +1,4 @@
-"""The commands that make something of a model: vitas extract | predict | export | push | demo.
-
-What a command needs is imported inside it, as in `cli`.
-"""
+"""The commands about architectures and models: vitas describe | import | extract | predict | export | push | demo."""
 
 from __future__ import annotations
 
@@ -10,18 +7,33 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitas.commands.common import AddCommand, add_json, print_facts
 from vitas.config import UserError, one_line
 from vitas.files import expanded, write_atomically
 
 
-def add(command: Callable[..., Any]) -> None:
-    """Adds the commands; `command` takes a name, the work, a help text."""
+def add(add_command: AddCommand) -> None:
+    """Adds the commands."""
+    describe = add_command(
+        "describe", _describe, "print an architecture, block by block, and its costs; or compare two"
+    )
+    describe.add_argument(
+        "architecture", metavar="NAME|FILE", help="a name, such as vitas_c; a YAML file, or a folder that holds one"
+    )
+    describe.add_argument("other", metavar="NAME|FILE", nargs="?", help="another one, to be printed beside it")
+    describe.add_argument("--classes", metavar="N", type=int, default=1000, help="classes (default: 1000)")
+    add_json(describe)
+
+    importing = add_command("import", _import, "turn a checkpoint of the original release into a model")
+    importing.add_argument("file", metavar="FILE.pth.tar", help="the checkpoint")
+    importing.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the model")
+    importing.add_argument("--config", metavar="NET.json", help="its model config, if it is not a published network")
+
     a_model = "the folder of a model, or its weights"
-    extracting = command(
+    extracting = add_command(
         "extract",
         _extract,
         "turn a subnet of a trained supernet into a model, with the supernet's weights",
@@ -33,7 +45,7 @@ def add(command: Callable[..., Any]) -> None:
     )
     extracting.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the model")
 
-    predicting = command(
+    predicting = add_command(
         "predict",
         _predict,
         "tell what a model says of images",
@@ -43,10 +55,10 @@ def add(command: Callable[..., Any]) -> None:
     predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, or patterns")
     predicting.add_argument("--top", metavar="N", type=int, default=5, help="classes of each image (default: 5)")
     predicting.add_argument("--batch_size", metavar="N", type=int, default=64, help="of one forward (default: 64)")
-    predicting.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(predicting)
     predicting.add_argument("--csv", metavar="FILE", help="write a table there instead of printing")
 
-    exporting = command(
+    exporting = add_command(
         "export",
         _export,
         "write a model for other programs: ONNX, torch.export, safetensors; and compare it with PyTorch",
@@ -58,9 +70,9 @@ def add(command: Callable[..., Any]) -> None:
     exporting.add_argument("--dynamic-batch", action="store_true", help="for any number of images at once (else one)")
     exporting.add_argument("--half", action="store_true", help="in float16; images and logits stay float32")
     exporting.add_argument("--quantize", choices=["dynamic"], help="linear layers with 8 bits, in onnxruntime")
-    exporting.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(exporting)
 
-    pushing = command("push", _push, "send a model to the Hugging Face Hub, with its card")
+    pushing = add_command("push", _push, "send a model to the Hugging Face Hub, with its card")
     pushing.add_argument("model", metavar="DIR", help=a_model)
     pushing.add_argument("name", metavar="USER/NAME", help="its name there; made if there is none")
     pushing.add_argument("--private", action="store_true", help="for you alone, if it is made")
@@ -68,13 +80,57 @@ def add(command: Callable[..., Any]) -> None:
         "--dry-run", action="store_true", help="write what would be sent to DIR/push, and send nothing"
     )
 
-    showing = command(
+    showing = add_command(
         "demo", _demo, "show a web page on which one drops an image", "It needs pip install 'vitas[demo]'."
     )
     showing.add_argument("model", metavar="DIR", help=a_model)
     showing.add_argument("--top", metavar="N", type=int, default=5, help="classes that are shown (default: 5)")
     showing.add_argument("--host", default="127.0.0.1", help="address to serve at (default: this machine alone)")
     showing.add_argument("--port", metavar="N", type=int, default=7860, help="default: 7860")
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from vitas.models import registry
+    from vitas.report import blocks
+    from vitas.spaces import cost
+    from vitas.spaces.architecture import MOST_CLASSES
+
+    if not 1 <= options.classes <= MOST_CLASSES:
+        raise UserError(f"--classes: expected 1 to {MOST_CLASSES:,}, got {options.classes}")
+    given = [options.architecture, *([options.other] if options.other else [])]
+    named = {name: registry.find(name) for name in given}
+    facts = {}
+    for name, architecture in named.items():
+        costs = cost.count(architecture, options.classes)
+        facts[name] = {"flops_paper": costs["flops"], "macs": costs["macs"], "params": costs["params"]}
+    if options.json:
+        whole = {name: facts[name] | {"architecture": one.model_dump(mode="json")} for name, one in named.items()}
+        print_facts(whole if options.other else whole[options.architecture], as_json=True)
+    elif options.other:
+        print("\n".join(blocks.side_by_side(named, facts)))
+    else:
+        architecture = named[options.architecture]
+        print(architecture.to_yaml(), end="")
+        print_facts(facts[options.architecture], as_json=False)
+        print("\n".join(blocks.bars(architecture)))
+
+
+def _import(options: argparse.Namespace) -> None:
+    from vitas.models import registry, release, saved, vit
+    from vitas.report import card
+
+    config = options.config and expanded(options.config)
+    architecture, state = release.convert(expanded(options.file), config)
+    model = vit.from_state(architecture, state, release.PREPROCESSING)
+    folder = expanded(options.output)
+    try:
+        saved.save_model(folder, model)
+        card.write(folder)
+    except OSError as error:
+        raise UserError(f"{options.output}: {error.strerror}") from None
+    params = sum(value.numel() for value in state.values())
+    name = registry.name_of(architecture) or "a network of its own"
+    print(f"{options.output}: {name}, {params:,} parameters, {model.num_classes} classes")
 
 
 def _extract(options: argparse.Namespace) -> None:
