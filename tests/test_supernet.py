@@ -21,7 +21,7 @@ def randomised(space: SearchSpace, **options) -> Supernet:
 
 
 @pytest.mark.parametrize("sharing", ["ordinal", "bilateral", "cyclic"])
-@pytest.mark.parametrize("attention", ["private_qk", "shared", "private_v"])
+@pytest.mark.parametrize("attention", ["private_qk", "shared", "private_v", "private"])
 def test_extracted_equals_sliced_and_every_weight_gets_a_gradient(sharing, attention):
     net = randomised(small_space(), sharing=sharing, attention=attention)
     for step in range(5):
@@ -41,8 +41,9 @@ def test_the_two_sides_differ_and_train_different_channels():
     assert (left - right).abs().max() > 1e-2
 
 
-def test_each_patch_size_and_head_choice_has_its_own_weights():
-    net = randomised(small_space(identity="none"))
+@pytest.mark.parametrize(("attention", "private"), [("private_qk", "qk"), ("private", ["q", "k", "v", "proj"])])
+def test_each_patch_size_and_head_choice_has_its_own_weights(attention, private):
+    net = randomised(small_space(identity="none"), attention=attention)
     architecture = net.space.sample(0, 0)
     net(IMAGES, architecture).sum().backward()
     used = net.space.patch_size.index(architecture.patch_size)
@@ -51,12 +52,13 @@ def test_each_patch_size_and_head_choice_has_its_own_weights():
             assert (parameter.grad.abs().sum() > 0) == (index == used)
     for layer, block in zip(net.blocks, architecture.blocks, strict=True):
         chosen = net.space.heads.index(block.heads)
-        for index, q in enumerate(layer.attn.q):
-            assert (q.weight.grad.abs().sum() > 0) == (index == chosen)
-        assert len(layer.attn.v) == 1
+        for name in private:
+            for index, part in enumerate(layer.attn.get_submodule(name)):
+                assert (part.weight.grad.abs().sum() > 0) == (index == chosen)
+        assert attention == "private" or len(layer.attn.v) == 1
 
 
-@pytest.mark.parametrize("attention", ["private_qk", "private_v"])
+@pytest.mark.parametrize("attention", ["private_qk", "private_v", "private"])
 def test_several_subnets_in_one_forward_are_those_of_separate_ones(attention):
     net = randomised(small_space(), attention=attention)
     architectures = [*net.space.ends(0, 3), *(net.space.sample(0, step, skip=0.4) for step in range(2))]

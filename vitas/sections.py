@@ -224,7 +224,7 @@ class SupernetTraining(Training):
     section = "supernet"
     sharing: Literal["ordinal", "bilateral", "cyclic"] = "bilateral"
     """Which channels a width takes: the first (AutoSlim), first and last (BCNet), or windows around a circle."""
-    attention: Literal["private_qk", "shared", "private_v"] = "private_qk"
+    attention: Literal["private_qk", "shared", "private_v", "private"] = "private_qk"
     """What each head choice has for itself; the rest is shared by all."""
     skip: Fraction | None = None
     """Probability that a block is skipped; left out, it is calibrated to the budget, or to several in turn."""

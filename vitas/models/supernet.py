@@ -21,7 +21,7 @@ from vitas.models.vit import BLOCK_EPS, FINAL_EPS, VisionTransformer, attend, fr
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.space import SearchSpace
 
-AttentionSharing = Literal["private_qk", "shared", "private_v"]
+AttentionSharing = Literal["private_qk", "shared", "private_v", "private"]
 
 
 class ElasticAttention(nn.Module):
@@ -30,19 +30,25 @@ class ElasticAttention(nn.Module):
     def __init__(self, embed_dim: int, inner_dim: int, heads: list[int], sharing: AttentionSharing) -> None:
         super().__init__()
         self.head_choices = heads
-        self.private = {"private_qk": ("q", "k"), "shared": (), "private_v": ("v",)}[sharing]
+        private = {"private_qk": ("q", "k"), "shared": (), "private_v": ("v",), "private": ("q", "k", "v", "proj")}
+        self.private = private[sharing]
         for name in ("q", "k", "v"):
             copies = len(heads) if name in self.private else 1
             self.add_module(name, nn.ModuleList(ElasticLinear(embed_dim, inner_dim) for _ in range(copies)))
         for layer in self.get_submodule("k").children():
             # Softmax ignores it: its gradient is rounding noise, which Adam would blow up (see vitas.models.vit).
             layer.get_parameter("bias").register_hook(torch.zeros_like)
-        self.proj = ElasticLinear(inner_dim, embed_dim)
+        if "proj" in self.private:
+            self.proj = nn.ModuleList(ElasticLinear(inner_dim, embed_dim) for _ in heads)
+        else:
+            self.proj = ElasticLinear(inner_dim, embed_dim)
 
-    def qkv(self, heads: int) -> list[ElasticLinear]:
-        """The layers of q, k and v that a subnet with this number of heads uses."""
+    def layers(self, heads: int) -> list[ElasticLinear]:
+        """q, k, v and the projection of a subnet with this number of heads."""
         choice = self.head_choices.index(heads)
-        return [self.get_submodule(f"{name}.{choice if name in self.private else 0}") for name in ("q", "k", "v")]  # pyright: ignore[reportReturnType]
+        names = [f"{name}.{choice if name in self.private else 0}" for name in ("q", "k", "v")]
+        names.append(f"proj.{choice}" if "proj" in self.private else "proj")
+        return [self.get_submodule(name) for name in names]  # pyright: ignore[reportReturnType]
 
 
 class ElasticBlock(nn.Module):
@@ -60,10 +66,11 @@ class ElasticBlock(nn.Module):
 
     def forward(self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels, hidden: Channels) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        qkv = [layer(embed, inner) for layer in self.attn.qkv(heads)]
+        *qkv, proj = self.attn.layers(heads)
+        qkv = [layer(embed, inner) for layer in qkv]
         norm1, norm2 = Norm(*self.norm1(embed), eps=BLOCK_EPS), Norm(*self.norm2(embed), eps=BLOCK_EPS)
         q, k, v = linear(x_BNC, *qkv, norm=norm1).chunk(3, dim=-1)
-        x_BNC = x_BNC + linear(_attend(q, k, v, heads), self.attn.proj(inner, embed))
+        x_BNC = x_BNC + linear(_attend(q, k, v, heads), proj(inner, embed))
         hidden_BNC = linear(x_BNC, self.fc1(embed, hidden), norm=norm2)
         return x_BNC + linear(hidden_BNC, self.fc2(hidden, embed), gelu=True)
 
@@ -85,7 +92,8 @@ class Supernet(nn.Module):
         num_classes: Outputs of the classifier.
         sharing: Which channels a width takes; see `vitas.models.elastic.take`.
         attention: `private_qk`: each head choice has its own q and k, and all share v (the paper's);
-            `shared`: all share q, k and v; `private_v`: each has its own v, and all share q and k.
+            `shared`: all share q, k and v; `private_v`: each has its own v, and all share q and k;
+            `private`: each has its own q, k, v and projection.
     """
 
     def __init__(
@@ -179,7 +187,7 @@ class Supernet(nn.Module):
                 yield from (part for part in layer.modules() if next(part.parameters(recurse=False), None) is not None)
             else:
                 attention: ElasticAttention = layer.attn  # pyright: ignore[reportAssignmentType]
-                used = [part for choice in heads for part in attention.qkv(choice)]
+                used = [part for choice in heads for part in attention.layers(choice)]
                 for name in attention.private:
                     yield from (part for part in attention.get_submodule(name).children() if part not in used)
 
@@ -207,10 +215,11 @@ class Supernet(nn.Module):
         for index, (layer, block) in enumerate(kept):  # pyright: ignore[reportAssignmentType]
             inner = self._inner(block.qkv_dim // 3, side)
             hidden = self._hidden(block.mlp_dim, side)
-            weights, biases = zip(*[part.sliced(embed, inner) for part in layer.attn.qkv(block.heads)], strict=True)
+            *qkv, proj = layer.attn.layers(block.heads)
+            weights, biases = zip(*[part.sliced(embed, inner) for part in qkv], strict=True)
             put(f"blocks.{index}.norm1", *layer.norm1.sliced(embed))
             put(f"blocks.{index}.attn.qkv", torch.cat(weights), torch.cat(biases))
-            put(f"blocks.{index}.attn.proj", *layer.attn.proj.sliced(inner, embed))
+            put(f"blocks.{index}.attn.proj", *proj.sliced(inner, embed))
             put(f"blocks.{index}.norm2", *layer.norm2.sliced(embed))
             put(f"blocks.{index}.mlp.fc1", *layer.fc1.sliced(embed, hidden))
             put(f"blocks.{index}.mlp.fc2", *layer.fc2.sliced(hidden, embed))

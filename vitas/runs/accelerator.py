@@ -21,8 +21,8 @@ def make_accelerator(settings: Recipe) -> Accelerator:
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
-        # Read by oneDNN at its first product. Each subnet has products of its own shapes: of the 1,024 compiled ones that
-        # oneDNN would keep, more than those of a step are seldom used again.
+        # Read by oneDNN at its first product. Each subnet has shapes of its own: of the 1,024 compiled products that it
+        # would keep, more than those of a step are seldom used again.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # the launcher's default: one thread, whatever the machine
             cores = allowed_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
