@@ -31,7 +31,7 @@ from vitas import recipe
 from vitas.data import decoded
 from vitas.data.device import DeviceImages, stratified
 from vitas.data.sources import open_splits
-from vitas.evolve.correction import Correction
+from vitas.evolve.correction import Correction, Smoothing
 from vitas.evolve.ranking import regret
 from vitas.evolve.scoring import Scorer
 from vitas.models import saved
@@ -120,6 +120,9 @@ def judge(settings: Recipe, *, search: bool) -> dict[str, Any]:
             line["corrected"] = corrected(line["scores"], told)
             luckiest = min(told, key=lambda one: one["loss"])
             line["best_trial"] = alone(Architecture.model_validate(luckiest["architecture"]))
+        elif settings.evolve.smooth:
+            told = json.loads((folder / "smoothing.json").read_text())["architectures"]
+            line["corrected"] = smoothed(line["scores"], told)
         best = Architecture.from_yaml(folder / "best.yaml")
         line |= {"found": best.key, "in_words": best.in_words, "each": alone(best)}
     return line
@@ -127,13 +130,26 @@ def judge(settings: Recipe, *, search: bool) -> dict[str, Any]:
 
 def corrected(scores: dict[str, list[float]], trials: list[dict[str, Any]]) -> dict[str, float]:
     """The loss that a search with these trials foretells of each architecture of the table, by its key."""
-    nets = [net.architecture for net in truth.random_nets(truth.settings())]
     correction = Correction(
         [Architecture.model_validate(one["architecture"]) for one in trials],
         np.array([one["supernet_loss"] for one in trials]),
         np.array([one["loss"] for one in trials]),
     )
-    values = correction(nets, np.array([scores[net.key][1] for net in nets]))
+    return _of_table(correction, scores)
+
+
+def smoothed(scores: dict[str, list[float]], scored: list[dict[str, Any]]) -> dict[str, float]:
+    """The smoothed loss that a search goes by of each architecture of the table, by its key."""
+    smoothing = Smoothing(
+        [Architecture.model_validate(one["architecture"]) for one in scored],
+        np.array([one["loss"] for one in scored]),
+    )
+    return _of_table(smoothing, scores)
+
+
+def _of_table(correct: Correction | Smoothing, scores: dict[str, list[float]]) -> dict[str, float]:
+    nets = [net.architecture for net in truth.random_nets(truth.settings())]
+    values = correct(nets, np.array([scores[net.key][1] for net in nets]))
     return {net.key: round(float(value), 4) for net, value in zip(nets, values, strict=True)}
 
 

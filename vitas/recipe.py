@@ -96,11 +96,12 @@ class Recipe(Section):
             raise ValueError(
                 f"evolve.population: expected at least {least}, two for each budget, got {self.evolve.population}"
             )
-        if 0 < self.evolve.trials < FEWEST_TRIALS * len(self.budgets):
-            least = FEWEST_TRIALS * len(self.budgets)
-            raise ValueError(
-                f"evolve.trials: expected 0 or at least {least}, {FEWEST_TRIALS} a budget, got {self.evolve.trials}"
-            )
+        for name in ("trials", "smooth"):
+            least, given = FEWEST_TRIALS * len(self.budgets), getattr(self.evolve, name)
+            if 0 < given < least:
+                raise ValueError(
+                    f"evolve.{name}: expected 0 or at least {least}, {FEWEST_TRIALS} a budget, got {given}"
+                )
         for name, budget in self.budgets.items():
             for key, value in budget.deployment.items():
                 if value != self.budget.deployment[key]:

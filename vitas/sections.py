@@ -37,7 +37,7 @@ STARTS = ("scratch", "supernet")
 """What a training starts from, if not from a model."""
 
 FEWEST_TRIALS = 8
-"""Of fewer trials nothing can be learnt."""
+"""Of fewer trials, or scores, nothing can be learnt."""
 
 QUALITIES = ("top1", "loss")
 """Objectives that say how well a candidate does, not what it costs."""
@@ -331,6 +331,10 @@ class Evolution(Section):
     """Whether trials start from the supernet's weights, for which a part of the epochs is enough, or from new ones."""
     trial_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Epochs of a trial, otherwise a training of `retrain`, its warm-up in proportion; left out, a quarter of its."""
+    smooth: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Random architectures of the budgets that are first scored, to learn how the loss follows from the choices: the
+    search then improves the mean of that loss and the supernet's own, which holds less noise. 300 are a good number;
+    0 for none. Trials learn it by themselves."""
     finalists: Annotated[int, Field(ge=0, le=256)] = 0
     """The best and most different candidates, which are trained from the supernet's weights, halved by their loss until
     one is left: the best architecture is that one. It takes about half of a retraining. 0 for none."""
@@ -353,12 +357,18 @@ class Evolution(Section):
             raise ValueError(f"expected another name than {', '.join(taken)}, got {name}")
         return name
 
-    @field_validator("trials")
+    @field_validator("trials", "smooth")
     @classmethod
-    def _enough(cls, trials: int) -> int:
-        if 0 < trials < FEWEST_TRIALS:
-            raise ValueError(f"expected 0 or at least {FEWEST_TRIALS}, got {trials}")
-        return trials
+    def _enough(cls, architectures: int) -> int:
+        if 0 < architectures < FEWEST_TRIALS:
+            raise ValueError(f"expected 0 or at least {FEWEST_TRIALS}, got {architectures}")
+        return architectures
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> Evolution:
+        if self.trials and self.smooth:
+            raise ValueError(f"trials {self.trials} and smooth {self.smooth}: expected one of them to be 0")
+        return self
 
     @field_validator("fidelity")
     @classmethod

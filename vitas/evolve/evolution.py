@@ -32,7 +32,7 @@ NEAR_THE_BEST = 4
 """Candidates that finalists are taken from, for each of these."""
 
 CORRECTED = "corrected"
-"""The loss that trials foretell (`vitas.evolve.correction`); with trials it is improved in place of a score."""
+"""The loss that trials foretell, or a smoothed one (`vitas.evolve.correction`); it is improved in place of a score."""
 
 LARGER_IS_BETTER = ("top1", "throughput")
 
@@ -245,8 +245,8 @@ def quality(objectives: Sequence[str]) -> str:
 
 
 def objectives(settings: Evolution) -> list[str]:
-    """What a search improves: what its settings say, but with trials the corrected loss in place of scores."""
-    if not settings.trials:
+    """What a search improves: what its settings say, but a corrected loss, where there is one, in place of scores."""
+    if not (settings.trials or settings.smooth):
         return list(settings.objectives)
     first = quality(settings.objectives)
     return [

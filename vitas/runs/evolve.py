@@ -21,7 +21,7 @@ from vitas.report import blocks, tracking
 from vitas.report.sinks import Distribution, Picture, Rows
 from vitas.report.tables import front_table, standings_table
 from vitas.report.terminal import say
-from vitas.runs import claims, trained, trials
+from vitas.runs import claims, corrected, trained
 from vitas.runs.candidates import scored_by
 from vitas.runs.finalists import shortened, tournament
 from vitas.runs.found import FINALISTS, best_file
@@ -120,7 +120,11 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
     """Does all generations; returns their entries."""
     recipe, settings, main = run.recipe, run.recipe.evolve, run.accelerator.is_main_process
     candidates = scored_by(run, supernet, images, lambda *_: _leave_if_stopped(run))
-    score = trials.corrected(run, supernet, images.digest, candidates) if settings.trials else candidates.score
+    score = candidates.score
+    if settings.trials:
+        score = corrected.by_trials(run, supernet, images.digest, candidates)
+    elif settings.smooth:
+        score = corrected.by_smoothing(run, candidates)
     total = settings.population * settings.generations
     bar = run.tracker.progress(settings.stage, total, "candidate", show=main)
     entries: list[Entry] = []

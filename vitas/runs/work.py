@@ -49,7 +49,7 @@ def _works(run: Run, stage: str) -> Iterator[tuple[str, Work]]:
         if searched.trials:
             yield f"{searched.name}/trials", training(recipe.trial_schedule, typical, searched.trials)
         seen = len(run.test.indices) if searched.score_on == "test" else recipe.data.holdout * images
-        scored = searched.population * searched.generations
+        scored = searched.smooth + searched.population * searched.generations
         yield searched.stage, Work(scored * seen * faces * typical, "score")
         for turn in range(finalists.rounds(searched.finalists) if searched.finalists > 1 else 0):
             share = finalists.SHARE * budgets / finalists.rounds(searched.finalists)

@@ -1,4 +1,4 @@
-"""Trials: what a supernet gets wrong is learnt from a few trainings, and a search follows what was learnt."""
+"""What a supernet gets wrong is learnt, from trials or from its own scores, and a search follows what was learnt."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 from vitas import recipe
 from vitas.config import UserError
 from vitas.evolve import evolution
-from vitas.evolve.correction import Correction
+from vitas.evolve.correction import Correction, Smoothing
 from vitas.files import read_lines
 from vitas.runs import stages
 from vitas.sections import Evolution
@@ -72,6 +72,33 @@ def test_a_loss_that_is_no_number_is_foretold_to_be_one(broken):
     assert np.isfinite(found) and (found > whole or broken == 0.0)
 
 
+def test_smoothing_takes_out_what_is_noise_of_single_architectures():
+    rng = np.random.default_rng(0)
+    truth = np.exp([-0.5 * np.log(net.embed_dim) - np.log(len(net.kept)) - 0.3 * heads(net) for net in NETS])
+    losses = truth * np.exp(0.3 * rng.normal(size=len(NETS)))
+    smoothing = Smoothing(NETS[TRAINED], losses[TRAINED])
+    before, after = (tau(values[OTHERS], truth[OTHERS]) for values in (losses, smoothing(NETS, losses)))
+    assert before < 0.75 and after > before + 0.08
+    assert 0.5 < smoothing.explained < 0.95
+    assert len(smoothing([], np.zeros(0))) == 0
+    broken = smoothing(NETS[:2], np.array([np.nan, 1.0]))
+    assert np.isfinite(broken).all() and broken[0] > broken[1]
+
+
+def test_smoothing_is_the_mean_with_what_a_regression_on_the_choices_foretells():
+    exact = np.array([3 * net.embed_dim**-0.5 * len(net.kept) ** -0.25 for net in NETS])
+    smoothing = Smoothing(NETS, exact)
+    assert smoothing.explained > 0.999
+    assert smoothing(NETS, 4 * exact) == pytest.approx(2 * exact, rel=0.01)
+    alike = Smoothing(NETS, np.full(len(NETS), 2.0))
+    assert alike.explained == 0 and alike(NETS, exact) == pytest.approx(np.sqrt(2 * exact))
+    rng = np.random.default_rng(1)
+    losses = np.exp(rng.normal(size=len(NETS)))  # nothing that the choices tell
+    smoothing = Smoothing(NETS[TRAINED], losses[TRAINED])
+    assert smoothing.explained < 0.3
+    assert tau(smoothing(NETS[OTHERS], losses[OTHERS]), losses[OTHERS]) > 0.75
+
+
 def test_a_search_with_trials_improves_the_corrected_loss_in_place_of_scores():
     def improved(*objectives: str, trials: int = 8) -> list[str]:
         return evolution.objectives(Evolution(objectives=list(objectives), trials=trials))
@@ -84,6 +111,11 @@ def test_a_search_with_trials_improves_the_corrected_loss_in_place_of_scores():
     two = [f"budgets.{name}.macs=[0.8e6,1.2e6]" for name in ("a", "b")]
     with pytest.raises(UserError, match=r"evolve\.trials: expected 0 or at least 16, 8 a budget, got 8"):
         recipe.load(QUICKSTART, ["budget.macs=null", "evolve.trials=8", *two])
+    assert evolution.objectives(Evolution(smooth=8)) == ["corrected"]
+    with pytest.raises(UserError, match=r"evolve\.smooth: expected 0 or at least 16, 8 a budget, got 8"):
+        recipe.load(QUICKSTART, ["budget.macs=null", "evolve.smooth=8", *two])
+    with pytest.raises(UserError, match=r"evolve: trials 8 and smooth 9: expected one of them to be 0"):
+        recipe.load(QUICKSTART, ["evolve.trials=8", "evolve.smooth=9"])
 
 
 def test_scores_that_are_named_beside_each_other_become_one_objective():
@@ -169,7 +201,7 @@ def test_the_best_is_what_the_trials_foretell_to_be_the_best(whole, capsys):
 
 
 def drawn(settings) -> list[Architecture]:
-    from vitas.runs.trials import FIRST_SEED
+    from vitas.runs.corrected import FIRST_SEED
 
     genomes = evolution.random_genomes(settings.space, settings.budget, 10, seed=FIRST_SEED, skip=0.0)
     return [settings.space.decode(genome) for genome in evolution.each_patch_size(genomes, 80)]
@@ -185,3 +217,24 @@ def test_two_ranks_find_what_one_process_finds_and_a_second_search_trains_nothin
     assert trainings(copy) == trainings(whole)
     with pytest.raises(UserError, match=r"made with trials\.lr"):
         run(tmp_path, "evolve.generations=4", "retrain.lr=0.01")
+
+
+@pytest.mark.launch
+def test_a_search_with_smoothing_finds_the_best_smoothed_loss_and_the_same_on_two_ranks(supernet, tmp_path, capsys):
+    one, two = (shutil.copytree(supernet, tmp_path / name / "quickstart") for name in ("one", "two"))
+    smooth = ["evolve.trials=0", "evolve.smooth=16"]
+    run(one.parent, *smooth)
+    assert "of 16 random architectures differ" in capsys.readouterr().out
+    lines = read_lines(one / "evolution" / "candidates.jsonl")
+    told = json.loads((one / "evolution" / "smoothing.json").read_text())["architectures"]
+    random = [Architecture.model_validate(entry["architecture"]) for entry in told]
+    assert len({net.key for net in random}) == 16 and {net.patch_size for net in random} == {4, 8}
+    smoothing = Smoothing(random, np.array([entry["loss"] for entry in told]))
+    nets = [Architecture.model_validate(line["architecture"]) for line in lines]
+    smoothed = smoothing(nets, np.array([line["loss"] for line in lines]))
+    assert [line["corrected"] for line in lines] == pytest.approx(smoothed)
+    best = Architecture.from_yaml(one / "evolution" / "best.yaml")
+    assert best.key == lines[int(smoothed.argmin())]["key"]
+    train(QUICKSTART, *SETTINGS, *smooth, f"output={two.parent}", options=config("ddp"), cwd=tmp_path)
+    for name in ("smoothing.json", "candidates.jsonl", "front.json"):
+        assert (two / "evolution" / name).read_text() == (one / "evolution" / name).read_text()
