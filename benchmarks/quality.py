@@ -216,9 +216,12 @@ def main() -> None:
     parser.add_argument("--no-search", action="store_true", help="only rank the architectures of the table")
     parser.add_argument("--show", action="store_true", help="train nothing")
     given = parser.parse_args()
+    table = json.loads(truth.TABLE.read_text())
     if not given.show:
         chosen = truth.settings()
         key = truth.table_key(chosen, truth.load(chosen))
+        if key != table["table"]:
+            parser.error(f"{truth.TABLE} is of other images, space, budget or schedule: make it anew with truth.py")
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             settings, made_with = settings_of(given.change, seed)
             about = {"changes": given.change, "recipe": made_with, "table": key, "seed": seed}
@@ -227,7 +230,7 @@ def main() -> None:
                 line = about | judge(settings, search=not given.no_search)
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-    show(json.loads(truth.TABLE.read_text()))
+    show(table)
 
 
 if __name__ == "__main__":

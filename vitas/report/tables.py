@@ -26,6 +26,7 @@ HEADINGS = {
 RANKINGS = {
     "supernet": "supernet, by top-1",
     "supernet_loss": "supernet, by loss",
+    "supernet_smoothed": "supernet, loss smoothed",
     "macs": "multiply-adds",
     "params": "parameters",
     "dss": "DSS (nothing trained)",

@@ -12,7 +12,8 @@ import numpy as np
 from vitas.data.device import even_parts
 from vitas.data.plan import make_plan
 from vitas.evolve import ranking, zero_cost
-from vitas.evolve.evolution import Entry
+from vitas.evolve.correction import Smoothing
+from vitas.evolve.evolution import CORRECTED, Entry
 from vitas.evolve.store import Line
 from vitas.files import write_atomically
 from vitas.report import tracking
@@ -69,7 +70,7 @@ def rank(run: Run) -> None:
         about=lambda architecture: {"dss": zero_cost.dss(architecture, run.num_classes)},
     )
     sampled = {
-        name: spread([entry | scores[entry["key"]] for entry in pool], recipe.rank.sample, trainings.trained)
+        name: spread(_smoothed([entry | scores[entry["key"]] for entry in pool]), recipe.rank.sample, trainings.trained)
         for name, pool in pools.items()
     }
     chosen = {entry["key"]: every[entry["key"]] for entries in sampled.values() for entry in entries}
@@ -81,6 +82,14 @@ def rank(run: Run) -> None:
         ]
         _tell(run, tables, {"schedule": told, "epochs": schedule.epochs, "supernet": supernet.checksum})
     run.accelerator.wait_for_everyone()
+
+
+def _smoothed(pool: list[Entry]) -> list[Entry]:
+    """The entries, each with its loss smoothed by all of them, as a search with `evolve.smooth` does it."""
+    nets = [Architecture.model_validate(entry["architecture"]) for entry in pool]
+    losses = np.array([entry["loss"] for entry in pool])
+    values = Smoothing(nets, losses)(nets, losses).tolist()
+    return [entry | {CORRECTED: value} for entry, value in zip(pool, values, strict=True)]
 
 
 def spread(pool: list[Entry], count: int, trained: Set[str]) -> list[Entry]:
@@ -115,6 +124,7 @@ def _compared(entries: list[Entry], known: dict[tuple[str, int], Line], seeds: r
     scores = {
         "supernet": [entry["top1"] for entry in entries],
         "supernet_loss": [-entry["loss"] for entry in entries],
+        "supernet_smoothed": [-entry[CORRECTED] for entry in entries],
         "macs": [entry["macs"] for entry in entries],
         "params": [entry["params"] for entry in entries],
         "dss": [one[0]["dss"] for one in lines],
