@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,11 +222,16 @@ def test_two_ranks_find_what_one_process_finds_and_a_second_search_trains_nothin
 
 
 @pytest.mark.launch
-def test_a_search_with_smoothing_finds_the_best_smoothed_loss_and_the_same_on_two_ranks(supernet, tmp_path, capsys):
+def test_a_search_with_smoothing_finds_the_best_smoothed_loss_and_the_same_on_two_ranks(
+    supernet, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("vitas.runs.evolve.time", SimpleNamespace(perf_counter=count().__next__))  # a second a call
     one, two = (shutil.copytree(supernet, tmp_path / name / "quickstart") for name in ("one", "two"))
     smooth = ["evolve.trials=0", "evolve.smooth=16"]
     run(one.parent, *smooth)
     assert "of 16 random architectures differ" in capsys.readouterr().out
+    metrics = [line for line in read_lines(one / "metrics.jsonl") if line["stage"] == "evolve"]
+    assert 0 < metrics[0]["candidates_per_hour"] <= 3600 * 8  # those of the generation alone
     lines = read_lines(one / "evolution" / "candidates.jsonl")
     told = json.loads((one / "evolution" / "smoothing.json").read_text())["architectures"]
     random = [Architecture.model_validate(entry["architecture"]) for entry in told]

@@ -78,7 +78,7 @@ class Smoothing:
         truth = _log(losses)
         self.model.fit(_choices(architectures, self.patch_sizes), truth)
         error = -self.model[-1].best_score_  # of each foretold from the others
-        self.explained = float(1 - error / truth.var()) if truth.var() else 0.0
+        self.explained = max(0.0, float(1 - error / truth.var())) if truth.var() else 0.0
         """The part of how the losses differ (of their variance, as logarithms) that choices foretell."""
 
     def __call__(self, architectures: Sequence[Architecture], losses: np.ndarray) -> np.ndarray:

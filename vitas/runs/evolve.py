@@ -154,6 +154,7 @@ def _search(run: Run, supernet: TrainedSupernet, images: Cached, folder: Path) -
     if main:
         journal.write_text("")
     volumes: dict[str, Hypervolume] = {}
+    candidates.fresh.clear()  # what corrects scores was scored before
     began = time.perf_counter()
     for number, generation in enumerate(generations, 1):
         entries += generation
