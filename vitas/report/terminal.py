@@ -92,3 +92,8 @@ def progress(stage: str, total: int, unit: str, *, show: bool, initial: int = 0,
     how: dict[str, Any] = {"mininterval": seconds, "miniters": 0, "delay": 0 if leave else seconds}
     how["bar_format"] = "{desc} {percentage:3.0f}%|{bar:6}| {n_fmt}/{total_fmt} {times}{postfix}"
     return Bar(desc=stage, total=total, initial=initial, unit=unit, disable=not show, leave=leave, **how)
+
+
+def fill(bar: Bar, done: int, of: int) -> None:
+    """Moves a bar to the part `done` of `of`; where there is nothing to do, to its end."""
+    bar.update((bar.total * done // of if of else bar.total) - bar.n)

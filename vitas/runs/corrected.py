@@ -13,7 +13,7 @@ from vitas.evolve.candidates import Candidates
 from vitas.evolve.correction import Correction, Smoothing
 from vitas.evolve.evolution import CORRECTED, Entry
 from vitas.files import write_atomically
-from vitas.report.terminal import progress
+from vitas.report.terminal import fill, progress
 from vitas.runs.candidates import random_inside
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
@@ -84,7 +84,7 @@ def by_smoothing(run: Run, candidates: Candidates) -> Score:
 
         def show(done: int, of: int) -> None:
             leave_if_stopped(done, of)
-            bar.update(len(random) * done // max(1, of) - bar.n)
+            fill(bar, done, of)
 
         candidates.on_progress = show
         scored = candidates.score(random, 1.0)

@@ -18,7 +18,7 @@ from vitas.evolve.store import Line
 from vitas.files import write_atomically
 from vitas.report import tracking
 from vitas.report.tables import ranking_table
-from vitas.report.terminal import progress, say
+from vitas.report.terminal import fill, progress, say
 from vitas.runs import trained
 from vitas.runs.candidates import random_inside, scored_by
 from vitas.runs.run import Run
@@ -50,7 +50,8 @@ def rank(run: Run) -> None:
         def show(done: int, of: int) -> None:
             if run.stop:
                 run.stop.leave()  # every score so far is in the store
-            bar.update((bar.total * done // of if of else bar.total) - bar.n if pooled else 0)
+            if pooled:
+                fill(bar, done, of)
 
         pooled: list[Entry] = []
         candidates = scored_by(run, supernet, holdout, show)
