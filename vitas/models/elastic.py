@@ -77,10 +77,10 @@ class _Idle(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Parts of one buffer, which begin at multiples of 64 bytes, as optimizers like them.
-        sizes = [-(-shape.numel() // 16) * 16 for shape in ctx.shapes]
-        parts = gradient.new_zeros(sum(sizes)).split(sizes)
-        return tuple(part[: shape.numel()].view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
+        # The same zeros for all: 200 MB less to write and to keep in the paper's spaces. Nothing but zeros is ever added
+        # to them, for all images of a step are of the same architectures.
+        zeros = gradient.new_zeros(max(shape.numel() for shape in ctx.shapes))
+        return tuple(zeros[: shape.numel()].view(shape) for shape in ctx.shapes)
 
 
 class Elastic(nn.Module):

@@ -64,12 +64,19 @@ class ElasticBlock(nn.Module):
         self.fc1 = ElasticLinear(embed_dim, mlp_dim)
         self.fc2 = ElasticLinear(mlp_dim, embed_dim)
 
-    def forward(self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels, hidden: Channels) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
+    def forward(
+        self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels, hidden: Channels, last: bool = False
+    ) -> Tensor:
+        """(B, N, C) to (B, N, C); of the last block only the class token, which alone is read, (B, 1, C)."""
         *qkv, proj = self.attn.layers(heads)
         qkv = [layer(embed, inner) for layer in qkv]
         norm1, norm2 = Norm(*self.norm1(embed), eps=BLOCK_EPS), Norm(*self.norm2(embed), eps=BLOCK_EPS)
-        q, k, v = linear(x_BNC, *qkv, norm=norm1).chunk(3, dim=-1)
+        if last:
+            k, v = linear(x_BNC, *qkv[1:], norm=norm1).chunk(2, dim=-1)
+            x_BNC = x_BNC[:, :1]
+            q = linear(x_BNC, qkv[0], norm=norm1)
+        else:
+            q, k, v = linear(x_BNC, *qkv, norm=norm1).chunk(3, dim=-1)
         x_BNC = x_BNC + linear(_attend(q, k, v, heads), proj(inner, embed))
         hidden_BNC = linear(x_BNC, self.fc1(embed, hidden), norm=norm2)
         return x_BNC + linear(hidden_BNC, self.fc2(hidden, embed), gelu=True)
@@ -163,14 +170,15 @@ class Supernet(nn.Module):
         patch, bias, cls_token, pos_embed = stem(embed)
         x_BNC = F.conv2d(images, patch, bias, stride=stem.patch_size).flatten(2).mT
         x_BNC = torch.cat([cls_token.expand(len(images), -1, -1), x_BNC], dim=1) + pos_embed
-        for layer, block in zip(self.blocks, architecture.blocks, strict=True):
-            if block is not None:
-                inner = self._inner(block.qkv_dim // 3, side)
-                hidden = self._hidden(block.mlp_dim, side)
-                if self.grad_checkpointing and self.training:
-                    x_BNC = checkpoint(layer, x_BNC, block.heads, embed, inner, hidden, use_reentrant=False)
-                else:
-                    x_BNC = layer(x_BNC, block.heads, embed, inner, hidden)
+        kept = [(layer, block) for layer, block in zip(self.blocks, architecture.blocks, strict=True) if block]
+        for layer, block in kept:
+            inner = self._inner(block.qkv_dim // 3, side)
+            hidden = self._hidden(block.mlp_dim, side)
+            given = (block.heads, embed, inner, hidden, layer is kept[-1][0])
+            if self.grad_checkpointing and self.training:
+                x_BNC = checkpoint(layer, x_BNC, *given, use_reentrant=False)
+            else:
+                x_BNC = layer(x_BNC, *given)
         norm = Norm(*self.norm(embed), eps=FINAL_EPS)
         return linear(x_BNC[:, 0], self.head(embed, (slice(0, self.num_classes),)), norm=norm)
 
