@@ -41,6 +41,8 @@ def training(options: argparse.Namespace, name: str) -> tuple[Any, Line]:
         model: Any = vitas.VisionTransformer(registry.find(name), CLASSES)
     else:
         model = timm.create_model(name, num_classes=CLASSES)
+    if hasattr(model, "set_class_token_only"):  # not timm's, and not that of every checkout
+        model.set_class_token_only()  # as a retraining does
     model.train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
     run = torch.compile(model) if options.compile else model

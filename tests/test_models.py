@@ -42,6 +42,21 @@ def test_timm_knows_the_networks_and_their_preprocessing():
         assert (data["input_size"], data["crop_pct"], data["interpolation"]) == ((3, 224, 224), 0.875, "bicubic")
 
 
+def test_a_training_of_the_class_token_alone_is_that_of_all_tokens():
+    images, found = torch.randn(4, 3, 192, 192, generator=torch.Generator().manual_seed(0)), []
+    for only in (False, True):
+        torch.manual_seed(0)  # for the weights
+        model = trained_like(timm.create_model("vitas_b", num_classes=10, img_size=192, drop_path_rate=0.3)).train()
+        model.set_class_token_only(only)
+        torch.manual_seed(0)  # for drop path
+        cross_entropy(logits := model(images), torch.arange(4)).backward()
+        found.append([logits, *(parameter.grad for parameter in model.parameters())])
+        assert model.forward_features(images).shape[1] == (1 if only else 145)
+        assert model.eval().forward_features(images).shape[1] == 145
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * one.abs().max().item())
+
+
 def test_one_step_of_training_at_another_size():
     model = timm.create_model("vitas_b", num_classes=10, img_size=192, drop_path_rate=0.1)
     model.set_grad_checkpointing()

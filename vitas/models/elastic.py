@@ -17,6 +17,10 @@ from torch.autograd.function import once_differentiable
 Sharing = Literal["ordinal", "bilateral", "cyclic"]
 Channels = tuple[slice, ...]
 """One or two runs of channels, taken one after the other."""
+Sides = Sequence[Channels]
+"""The channels of each side."""
+Cut = tuple[tuple[Channels, ...], ...]
+"""Of each parameter of a layer the channels of its first dimensions, () for all."""
 
 
 def sides(sharing: Sharing) -> tuple[str, ...]:
@@ -77,39 +81,72 @@ class _Idle(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # The same zeros for all: 200 MB less to write and to keep in the paper's spaces. Nothing but zeros is ever added
-        # to them, for all images of a step are of the same architectures.
+        # The same zeros for all: some 100 MB less to write and to keep in the paper's spaces. Nothing but zeros is ever
+        # added to them, for all images of a step are of the same architectures.
         zeros = gradient.new_zeros(max(shape.numel() for shape in ctx.shapes))
         return tuple(zeros[: shape.numel()].view(shape) for shape in ctx.shapes)
 
 
 class Elastic(nn.Module):
-    """A layer that can run on some of its channels."""
+    """A layer that can run on some of its channels, on several sides."""
 
-    def forward(self, *channels: Channels) -> Any:
-        """`sliced`; without channels `idle`. ZeRO-3 puts weights together only in a call of their own layer."""
-        return self.sliced(*channels) if channels else idle([self])
+    def forward(self, *sides: Sides) -> Any:
+        """Of each side its `sliced`, in a list; without channels `idle`.
+
+        ZeRO-3 puts weights together only in a call of their own layer.
+        """
+        if not sides:
+            return idle([self])
+        channels = list(zip(*sides, strict=True))
+        if any(len(runs) > 1 for of_side in channels for runs in of_side):
+            return [self.sliced(*of_side) for of_side in channels]
+        parameters = tuple(self.parameters(recurse=False))
+        slices: Any = _Slices.apply([self.cut(*of_side) for of_side in channels], *parameters)
+        return [slices[start : start + len(parameters)] for start in range(0, len(slices), len(parameters))]
 
     def sliced(self, *channels: Channels) -> tuple[Tensor, ...]:
-        """The parameters that such a slice runs with."""
+        """The parameters that such a slice runs with, in their order."""
+        cut = zip(self.parameters(recurse=False), self.cut(*channels), strict=True)
+        return tuple(select(whole, *dims) for whole, dims in cut)
+
+    def cut(self, *channels: Channels) -> Cut:
+        """What such a slice takes of each parameter."""
         raise NotImplementedError
 
 
-class ElasticLinear(Elastic, nn.Linear):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """A linear layer from any channels to any channels."""
+class _Slices(torch.autograd.Function):
+    """Slices of parameters, for one side after the other: one operation, and one gradient, for all of them."""
 
-    def sliced(self, *channels: Channels) -> tuple[Tensor, ...]:
-        """Weight and bias, for inputs and outputs."""
+    @staticmethod
+    def forward(ctx: Any, cuts: Sequence[Cut], *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.cuts, ctx.shapes = cuts, [parameter.shape for parameter in parameters]
+        return tuple(select(whole, *dims) for cut in cuts for whole, dims in zip(parameters, cut, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sums = [gradient.new_zeros(shape) for shape, gradient in zip(ctx.shapes, gradients, strict=False)]
+        parts = (select(whole, *dims) for cut in ctx.cuts for whole, dims in zip(sums, cut, strict=True))
+        for part, gradient in zip(parts, gradients, strict=True):
+            part += gradient
+        return None, *sums
+
+
+class ElasticLinear(Elastic, nn.Linear):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A linear layer from any channels to any channels: weight and bias."""
+
+    def cut(self, *channels: Channels) -> Cut:
+        """For channels of inputs and of outputs."""
         inputs, outputs = channels
-        return select(self.weight, outputs, inputs), select(self.bias, outputs)
+        return (outputs, inputs), (outputs,)
 
 
 class ElasticLayerNorm(Elastic, nn.LayerNorm):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """A layer norm over any channels."""
+    """A layer norm over any channels: weight and bias."""
 
-    def sliced(self, *channels: Channels) -> tuple[Tensor, ...]:
-        """Weight and bias."""
-        return select(self.weight, *channels), select(self.bias, *channels)
+    def cut(self, *channels: Channels) -> Cut:
+        """For the channels."""
+        return channels, channels
 
 
 class ElasticStem(Elastic):
@@ -123,7 +160,7 @@ class ElasticStem(Elastic):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2 + 1, embed_dim))
 
-    def sliced(self, *channels: Channels) -> tuple[Tensor, ...]:
-        """Weight and bias of the patches, class token and positions."""
-        tokens = [select(whole, (), (), *channels) for whole in (self.cls_token, self.pos_embed)]
-        return select(self.weight, *channels), select(self.bias, *channels), *tokens
+    def cut(self, *channels: Channels) -> Cut:
+        """For channels of the tokens: patches and their bias, class token and positions."""
+        (embed,) = channels
+        return (embed,), (embed,), ((), (), embed), ((), (), embed)

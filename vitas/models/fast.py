@@ -17,8 +17,6 @@ from vitas.models.linear import has_onednn
 from vitas.models.vit import Block, VisionTransformer, attend
 
 Function = Callable[[Tensor], Tensor]
-NARROW = 16
-"""Narrower heads are filled up with zeros on a CPU: its matrix products take longer for 3 channels than for 16."""
 
 
 @torch.no_grad()
@@ -54,7 +52,7 @@ def _block(block: Block, rows: int) -> Function:
     qkv, proj, mlp = _linear(block.attn.qkv, rows), _linear(block.attn.proj, rows), _mlp(block, rows)
 
     def forward(x_BNC: Tensor) -> Tensor:
-        attended = _attend(*qkv(block.norm1(x_BNC)).chunk(3, dim=-1), heads=block.attn.num_heads)
+        attended = attend(*qkv(block.norm1(x_BNC)).chunk(3, dim=-1), heads=block.attn.num_heads, pad=True)
         return mlp(x_BNC.add_(proj(attended)))
 
     return forward
@@ -100,11 +98,3 @@ def _linear(layer: nn.Linear, rows: int, outputs: slice = slice(None), *, gelu: 
         activation = ("gelu", [], "none") if gelu else ("none", [], "")
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, *activation)
     return (lambda x: F.gelu(F.linear(x, weight, bias))) if gelu else partial(F.linear, weight=weight, bias=bias)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int) -> Tensor:
-    width = q.shape[-1] // heads
-    if q.device.type != "cpu" or width >= NARROW:
-        return attend(q, k, v, heads=heads)
-    q, k, v = (F.pad(x.unflatten(-1, (heads, -1)), (0, NARROW - width)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=width**-0.5)[..., :width].transpose(1, 2).flatten(2)

@@ -15,7 +15,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitas.models.elastic import Channels, ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, idle, sides, take
+from vitas.models.elastic import ElasticLayerNorm, ElasticLinear, ElasticStem, Sharing, Sides, idle, sides, take
 from vitas.models.linear import Norm, is_on_cpu, linear
 from vitas.models.vit import BLOCK_EPS, FINAL_EPS, VisionTransformer, attend, from_state
 from vitas.spaces.architecture import Architecture
@@ -32,10 +32,13 @@ class ElasticAttention(nn.Module):
         self.head_choices = heads
         private = {"private_qk": ("q", "k"), "shared": (), "private_v": ("v",), "private": ("q", "k", "v", "proj")}
         self.private = private[sharing]
-        for name in ("q", "k", "v"):
-            copies = len(heads) if name in self.private else 1
-            self.add_module(name, nn.ModuleList(ElasticLinear(embed_dim, inner_dim) for _ in range(copies)))
-        for layer in self.get_submodule("k").children():
+
+        def copies(name: str) -> nn.ModuleList:
+            count = len(heads) if name in self.private else 1
+            return nn.ModuleList(ElasticLinear(embed_dim, inner_dim) for _ in range(count))
+
+        self.q, self.k, self.v = copies("q"), copies("k"), copies("v")
+        for layer in self.k:
             # Softmax ignores it: its gradient is rounding noise, which Adam would blow up (see vitas.models.vit).
             layer.get_parameter("bias").register_hook(torch.zeros_like)
         if "proj" in self.private:
@@ -46,9 +49,9 @@ class ElasticAttention(nn.Module):
     def layers(self, heads: int) -> list[ElasticLinear]:
         """q, k, v and the projection of a subnet with this number of heads."""
         choice = self.head_choices.index(heads)
-        names = [f"{name}.{choice if name in self.private else 0}" for name in ("q", "k", "v")]
-        names.append(f"proj.{choice}" if "proj" in self.private else "proj")
-        return [self.get_submodule(name) for name in names]  # pyright: ignore[reportReturnType]
+        parts = [part[min(choice, len(part) - 1)] for part in (self.q, self.k, self.v)]
+        parts.append(self.proj[choice] if isinstance(self.proj, nn.ModuleList) else self.proj)
+        return parts  # pyright: ignore[reportReturnType]
 
 
 class ElasticBlock(nn.Module):
@@ -65,27 +68,38 @@ class ElasticBlock(nn.Module):
         self.fc2 = ElasticLinear(mlp_dim, embed_dim)
 
     def forward(
-        self, x_BNC: Tensor, heads: int, embed: Channels, inner: Channels, hidden: Channels, last: bool = False
-    ) -> Tensor:
-        """(B, N, C) to (B, N, C); of the last block only the class token, which alone is read, (B, 1, C)."""
+        self, sides_BNC: list[Tensor], heads: int, embed: Sides, inner: Sides, hidden: Sides, last: bool = False
+    ) -> list[Tensor]:
+        """Of each side (B, N, C) to (B, N, C); of the last block to the class token, which alone is read, (B, 1, C)."""
         *qkv, proj = self.attn.layers(heads)
-        qkv = [layer(embed, inner) for layer in qkv]
-        norm1, norm2 = Norm(*self.norm1(embed), eps=BLOCK_EPS), Norm(*self.norm2(embed), eps=BLOCK_EPS)
-        if last:
-            k, v = linear(x_BNC, *qkv[1:], norm=norm1).chunk(2, dim=-1)
-            x_BNC = x_BNC[:, :1]
-            q = linear(x_BNC, qkv[0], norm=norm1)
-        else:
-            q, k, v = linear(x_BNC, *qkv, norm=norm1).chunk(3, dim=-1)
-        x_BNC = x_BNC + linear(_attend(q, k, v, heads), proj(inner, embed))
-        hidden_BNC = linear(x_BNC, self.fc1(embed, hidden), norm=norm2)
-        return x_BNC + linear(hidden_BNC, self.fc2(hidden, embed), gelu=True)
+        layers = [self.norm1(embed), *(layer(embed, inner) for layer in qkv), proj(inner, embed)]
+        layers += [self.norm2(embed), self.fc1(embed, hidden), self.fc2(hidden, embed)]
+        return [_block(x_BNC, heads, last, *slices) for x_BNC, *slices in zip(sides_BNC, *layers, strict=True)]
+
+
+Slices = tuple[Tensor, Tensor]
+"""Of weight and bias."""
+
+
+def _block(
+    x_BNC: Tensor, heads: int, last: bool,
+    norm1: Slices, q: Slices, k: Slices, v: Slices, proj: Slices, norm2: Slices, fc1: Slices, fc2: Slices,
+) -> Tensor:  # fmt: skip
+    before, between = Norm(*norm1, eps=BLOCK_EPS), Norm(*norm2, eps=BLOCK_EPS)
+    if last:
+        keys, values = linear(x_BNC, k, v, norm=before).chunk(2, dim=-1)
+        x_BNC = x_BNC[:, :1]
+        queries = linear(x_BNC, q, norm=before)
+    else:
+        queries, keys, values = linear(x_BNC, q, k, v, norm=before).chunk(3, dim=-1)
+    x_BNC = x_BNC + linear(_attend(queries, keys, values, heads), proj)
+    return x_BNC + linear(linear(x_BNC, fc1, norm=between), fc2, gelu=True)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """`attend`; on a CPU in half precision written out: torch's fused one takes three times as long there."""
     if q.dtype == torch.float32 or not is_on_cpu(q):
-        return attend(q, k, v, heads=heads)
+        return attend(q, k, v, heads, pad=True)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
@@ -151,8 +165,7 @@ class Supernet(nn.Module):
         `vitas.models.elastic.idle`.
         """
         found = [
-            torch.stack([self._forward_side(images, architecture, side) for side in self.sides]).sum(0)
-            for architecture in architectures
+            torch.stack(self._forward_sides(images, architecture, self.sides)).sum(0) for architecture in architectures
         ]
         logits = found[0] if len(found) == 1 else torch.stack(found)
         layers = list(self._idle_layers(architectures))
@@ -165,22 +178,28 @@ class Supernet(nn.Module):
         self.grad_checkpointing = enable
 
     def _forward_side(self, images: Tensor, architecture: Architecture, side: str) -> Tensor:
-        embed = self._embed(architecture.embed_dim, side)
+        return self._forward_sides(images, architecture, [side])[0]
+
+    def _forward_sides(self, images: Tensor, architecture: Architecture, sides: Sequence[str]) -> list[Tensor]:
+        """The logits of each side. The sides of a layer are run together: so its gradients are there at once."""
+        embed = [self._embed(architecture.embed_dim, side) for side in sides]
         stem = self._stem(architecture)
-        patch, bias, cls_token, pos_embed = stem(embed)
-        x_BNC = F.conv2d(images, patch, bias, stride=stem.patch_size).flatten(2).mT
-        x_BNC = torch.cat([cls_token.expand(len(images), -1, -1), x_BNC], dim=1) + pos_embed
+        tokens = []
+        for patch, bias, cls_token, pos_embed in stem(embed):
+            x_BNC = F.conv2d(images, patch, bias, stride=stem.patch_size).flatten(2).mT
+            tokens.append(torch.cat([cls_token.expand(len(images), -1, -1), x_BNC], dim=1) + pos_embed)
         kept = [(layer, block) for layer, block in zip(self.blocks, architecture.blocks, strict=True) if block]
         for layer, block in kept:
-            inner = self._inner(block.qkv_dim // 3, side)
-            hidden = self._hidden(block.mlp_dim, side)
-            given = (block.heads, embed, inner, hidden, layer is kept[-1][0])
+            inner = [self._inner(block.qkv_dim // 3, side) for side in sides]
+            hidden = [self._hidden(block.mlp_dim, side) for side in sides]
+            given = (tokens, block.heads, embed, inner, hidden, layer is kept[-1][0])
             if self.grad_checkpointing and self.training:
-                x_BNC = checkpoint(layer, x_BNC, *given, use_reentrant=False)
+                tokens = checkpoint(layer, *given, use_reentrant=False)
             else:
-                x_BNC = layer(x_BNC, *given)
-        norm = Norm(*self.norm(embed), eps=FINAL_EPS)
-        return linear(x_BNC[:, 0], self.head(embed, (slice(0, self.num_classes),)), norm=norm)
+                tokens = layer(*given)
+        classes = [(slice(0, self.num_classes),)] * len(sides)
+        last = zip(tokens, self.norm(embed), self.head(embed, classes), strict=True)
+        return [linear(x_BNC[:, 0], head, norm=Norm(*norm, eps=FINAL_EPS)) for x_BNC, norm, head in last]
 
     def _stem(self, architecture: Architecture) -> ElasticStem:
         return self.stems[self.space.patch_size.index(architecture.patch_size)]  # pyright: ignore[reportReturnType]

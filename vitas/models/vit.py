@@ -17,6 +17,9 @@ from vitas.spaces.architecture import Architecture
 BLOCK_EPS, FINAL_EPS = 1e-6, 1e-5
 """Epsilon of the layer norms in blocks, and of the last one: those of the original release."""
 
+NARROW = 16
+"""On a CPU heads of fewer channels take longer, up to 1.6 times, than of these."""
+
 
 class Attention(nn.Module):
     """Self-attention whose inner width is free of the embedding's."""
@@ -28,10 +31,14 @@ class Attention(nn.Module):
         self.qkv.bias.register_hook(_without_keys)
         self.proj = nn.Linear(qkv_dim // 3, embed_dim)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(B, N, C) to (B, N, C); the mask is that of `scaled_dot_product_attention`."""
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, class_token: bool = False
+    ) -> Tensor:
+        """(B, N, C) to (B, N, C), or (B, 1, C) of the class token; the mask is `scaled_dot_product_attention`'s."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(attend(q, k, v, heads=self.num_heads, attn_mask=attn_mask, is_causal=is_causal))
+        if class_token:
+            q = q[:, :1]
+        return self.proj(attend(q, k, v, self.num_heads, attn_mask, is_causal, pad=self.training))
 
 
 class Block(nn.Module):
@@ -44,10 +51,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=BLOCK_EPS)
         self.mlp = Mlp(embed_dim, block.mlp_dim)
         self.drop_path = DropPath(drop_path)
+        self.class_token_only = False
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        x = x + self.drop_path(self.attn(self.norm1(x), attn_mask, is_causal))
+        """(B, N, C) to (B, N, C), or in training, with `class_token_only`, to (B, 1, C)."""
+        class_token = self.class_token_only and self.training
+        attended = self.drop_path(self.attn(self.norm1(x), attn_mask, is_causal, class_token))
+        x = (x[:, :1] if class_token else x) + attended
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -111,6 +121,13 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         if height == width:  # an Architecture is square
             self.architecture = self.architecture.model_copy(update={"image_size": height, "patch_size": patch_size})
 
+    def set_class_token_only(self, enable: bool = True) -> None:
+        """Whether a training computes of the last block the class token alone, as the classifier reads no other.
+
+        `forward_features` gives no other then, until `eval()`.
+        """
+        self.blocks[-1].class_token_only = enable  # pyright: ignore[reportArgumentType]
+
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Timm's initialisation, but class token and positions start at zero, as in ViTAS."""
         super().init_weights(*args, **kwargs)
@@ -141,11 +158,29 @@ def _without_keys(gradient: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, attn_mask: Tensor | None = None, is_causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    pad: bool = False,
+    narrow: int = NARROW,  # TorchScript knows no globals
 ) -> Tensor:
-    """Scaled dot-product attention of (B, N, C) tensors, their channels split over `heads`; (B, N, C)."""
+    """Scaled dot-product attention of (B, N, C) tensors, their channels split over `heads`; (B, N, C).
+
+    With `pad` heads of fewer channels than `narrow` are filled up with zeros on a CPU, which takes less time.
+    """
     q, k, v = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in [q, k, v]]  # in a form that TorchScript reads
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal).transpose(1, 2).flatten(2)
+    width = q.shape[-1]
+    pad = pad and width < narrow and q.device.type == "cpu"
+    if pad:
+        q, k, v = [F.pad(x, (0, narrow - width)) for x in [q, k, v]]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, scale=width**-0.5)
+    return (mixed[..., :width] if pad else mixed).transpose(1, 2).flatten(2)
+
+
+torch.fx.wrap("attend")  # symbolic tracing cannot tell which way it takes
 
 
 def from_state(

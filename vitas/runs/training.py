@@ -155,6 +155,7 @@ def _train_from(
         for key in ("mean", "std"):
             if (before := other.pretrained_cfg.get(key)) and list(before) != list(model.pretrained_cfg[key]):
                 run.say(f"{stage}: data.{key} is {list(model.pretrained_cfg[key])}; {source.weights} knows {before}")
+    model.set_class_token_only()
     if settings.compile:
         model.compile()
     if run.accelerator.is_main_process:
