@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from ranks import wait_for
@@ -148,12 +149,24 @@ def test_a_search_needs_a_budget():
         ({"train": "nowhere"}, "data.train: nowhere: No such file or directory"),
         ({"train": [1, 2]}, "train: expected a datasets.Dataset, a path or a name, got list"),
         ({"stages": ["evolve"]}, "stage evolve needs a supernet"),
+        ({"budget": 1e6}, "budget: expected keys and values, got 1000000.0"),
+        ({"data": 3}, "data: expected keys and values, got int"),
     ],
     ids=str,
 )
 def test_a_mistake_is_told_in_a_line(tmp_path, arguments, says):
     with pytest.raises(UserError, match=says):
         vitas.search(**{"train": "digits", "output": tmp_path / "run"} | QUICK | arguments)
+
+
+def test_arguments_of_another_kind_are_told_in_a_line(tmp_path, searched):
+    theirs = timm.create_model("test_vit")
+    with pytest.raises(UserError, match=r"model: expected a vitas.VisionTransformer, .*, got timm.VisionTransformer"):
+        vitas.evaluate(theirs, "digits")
+    with pytest.raises(UserError, match="architecture: expected an Architecture, a name or a file, got list"):
+        vitas.retrain([searched.best], "digits", output=tmp_path / "run")
+    with pytest.raises(UserError, match=r"rank\.seeds: expected greater than or equal to 1, got 0"):
+        vitas.rank(searched, seeds=0)
 
 
 def test_of_a_run_that_is_not_there_a_line_says_so(tmp_path, searched):

@@ -50,6 +50,11 @@ def test_help_and_typing_errors_cost_no_import_of_torch(tmp_path, program, words
     assert "torch" not in imported
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    done = run("sh", "-c", "vitas check --schema | head -n 1", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
 def test_a_recipe_that_runs_as_a_program_finds_its_typing_errors_before_it_imports_torch(tmp_path):
     recipe = ROOT / "recipes" / "quickstart.yaml"
     done = run(sys.executable, recipe, "supernet.epoch=1", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")

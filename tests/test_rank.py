@@ -71,6 +71,7 @@ def test_the_table_says_all_and_nothing_else_is_left(whole, supernet):
     assert not list(whole.glob("rank/a*-*"))
     with Image.open(whole / "rank" / "ranking.png") as picture:
         assert picture.size[0] > 500
+    assert json.loads(table(whole))["schedule"].startswith(f"{len(scores)} architectures, each trained alone")
     (metrics,) = [line for line in read_lines(whole / "metrics.jsonl") if line["stage"] == "rank"]
     assert metrics["tau_supernet"] == found["rankings"]["supernet"]["tau"] and metrics["ceiling"] == found["ceiling"]
     assert (whole / "recipe.yaml").read_text() == (supernet / "recipe.yaml").read_text()

@@ -278,8 +278,25 @@ def test_several_runs_are_compared_over_their_seeds(tmp_path):
     curve = next(panel for panel in together["panels"] if panel["name"].startswith("supernet: loss"))
     assert len(curve["lines"]) == 7 and "<svg" in compared.page(together)
     assert {file.name for file in plots.write(together, tmp_path / "plots")} == {"curves.png", "fronts.png"}
+    twice = compare.compare([found[0], found[0].parent / "." / found[0].name, found[1]])
+    assert [row["run"] for row in twice["runs"]] == ["ordinal0", "ordinal1"]
     done = vitas("compare", *found[:2], "-o", "both.html", cwd=tmp_path)
     assert "alike" in done.stdout and done.stdout.endswith("both.html\n") and (tmp_path / "both.html").is_file()
+
+
+def test_runs_whose_settings_look_alike_when_they_are_cut_are_of_two_groups(tmp_path):
+    places = ["a/" + "x" * 60 + end + "y" * 30 for end in "12"]
+    runs = [large(tmp_path / f"r{at}", count=20, **{"data.train": place}) for at, place in enumerate(places)]
+    groups = compare.compare(runs)["groups"]
+    assert [group["runs"] for group in groups] == [1, 1] and groups[0]["group"] != groups[1]["group"]
+
+
+def test_the_page_says_which_images_scored_the_candidates(tmp_path):
+    folder = large(tmp_path / "run", count=20)
+    assert "on the test images" not in page.page(figures(folder)).partition("Trained alone")[0]
+    (folder / "evolution" / "settings.yaml").write_text("evolve: {score_on: test}\n")
+    assert "top-1 % in the supernet, on the test images" in page.page(figures(folder))
+    assert "% top-1 on the test images with" in " ".join(figures(folder)["sentences"])
 
 
 def test_while_a_run_goes_on_its_page_and_times_are_kept_fresh_by_another_process(tmp_path, monkeypatch):

@@ -21,7 +21,10 @@ from vitas.files import read_lines
 from vitas.models.measured import measure
 from vitas.models.saved import load_model
 from vitas.models.vit import VisionTransformer
+from vitas.report.page.compare import compare
+from vitas.report.page.figures import figures
 from vitas.runs import stages
+from vitas.runs.result import Result
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.cost import count
 
@@ -74,6 +77,24 @@ def test_three_searches_with_three_budgets_score_nothing_twice(copy):
     assert not (copy.parent / "elsewhere" / "supernet").exists()
     lines = read_lines(copy / "metrics.jsonl")
     assert [line["step"] for line in lines if line["stage"] == "evolve/base"] == [1, 2, 3, 4]
+
+
+def test_what_another_search_found_is_not_taken_for_what_was_trained(copy, capsys):
+    run(copy.parent, "stages=[evolve,retrain,evaluate]")
+    trained = Result(copy).model().architecture
+    run(copy.parent, "stages=[evolve]", "evolve.name=small", "budget.macs=[0.3e6,0.6e6]")
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    result = Result(copy)
+    with pytest.raises(UserError, match=r"best is not trained yet; model\('found before'\) is"):
+        result.model()
+    assert result.model("found before").architecture == trained != result.best
+    said = " ".join(figures(copy)["sentences"])
+    assert "Trained alone, before the last search, the found architecture reaches" in said
+    assert "score" not in compare([copy])["runs"][0]
+    words = command.partition("-m vitas ")[2].split()
+    stages.run(recipe.load(*words[:1], words[1:]))  # as it says
+    found = Result(copy.parent / "quickstart-small")
+    assert found.model().architecture == found.best == result.best
 
 
 def test_a_search_continued_is_one_that_was_longer_from_the_start(copy, capsys):
@@ -148,6 +169,13 @@ def test_several_budgets_have_one_front_and_a_best_each_that_are_retrained_side_
     rows = json.loads((copy / "evaluation.json").read_text())
     assert list(rows) == ["best:small", "uniform ViT (best:small)", "best:base", "uniform ViT (best:base)"]
     assert load_model(copy / "retrain" / "best-base").architecture == base
+    (row,) = compare([copy])["runs"]
+    assert row["macs"] == count(small, 10)["macs"]  # all of one budget
+    entry = next(one for one in read_lines(copy / "evolution" / "candidates.jsonl") if one["key"] == small.key)
+    assert row["score"] == entry["top1"]
+    assert any(f"describe {copy}/evolution/best_small.yaml" in step["command"] for step in figures(copy)["next"])
+    with pytest.raises(UserError, match=r"budget.macs=.*: has no effect beside budgets.small.macs and budgets.base"):
+        recipe.of_run(copy, ["budget.macs=[0.8e6,0.82e6]"])
     # One of them alone, as a job of an array does it, in a run of its own.
     search = f"retrain.search={copy}/evolution"
     for name, expected in (("front:1", small), ("best:base", base), (small.key, small)):

@@ -80,7 +80,7 @@ def search(
     if image_size is not None:
         space = parse(SearchSpace, space.model_dump() | {"image_size": image_size}, source="space")
     values = _values(folder, source, split, space, epochs, seed, stages, batch_size=batch_size, lr=lr, augment=augment)
-    values["budget"] = budget.model_dump() if isinstance(budget, Budget) else dict(budget)
+    values["budget"] = budget.model_dump() if isinstance(budget, Budget) else budget
     return _run(merge(values, dict(sections)), "vitas.search")
 
 
@@ -118,13 +118,14 @@ def retrain(
     """
     from vitas.models import registry
 
+    _check("architecture", architecture, (Architecture, str, Path), "an Architecture, a name or a file")
     folder, source = expanded(output), _data(train, test, expanded(output), sections.get("data"))
     if isinstance(architecture, Architecture):
         file = folder / "architectures" / f"{architecture.key}.yaml"
         make_folder(folder)
         write_atomically(file, architecture.to_yaml())
         architecture = str(file)
-    shape = registry.find(architecture)
+    shape = registry.find(architecture := str(architecture))
     split, _ = sources.open_splits(_parsed(source), cache=folder / "cache")
     given: dict[str, Any] = {"retrain": {"architecture": architecture}}
     if supernet is None:
@@ -169,6 +170,7 @@ def evaluate(
     Raises:
         UserError: An argument is not as expected, in one line; the data has classes that the model has not.
     """
+    _check("model", model, (VisionTransformer, str, Path), "a vitas.VisionTransformer, a folder or a file")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "evaluation" if output is None else expanded(output)
         if isinstance(model, VisionTransformer):
@@ -208,7 +210,8 @@ def rank(run: Result | str | Path, *, sample: int | None = None, seeds: int | No
         UserError: An argument is not as expected, in one line.
     """
     settings = (run if isinstance(run, Result) else Result(run)).recipe
-    asked = {name: value for name, value in {"sample": sample, "seeds": seeds, "epochs": epochs}.items() if value}
+    given = {"sample": sample, "seeds": seeds, "epochs": epochs}
+    asked = {name: value for name, value in given.items() if value is not None}
     values = merge(settings.model_dump(mode="json"), {"stages": ["rank"], "rank": asked})
     result = _run(merge(values, dict(sections)), "vitas.rank")
     return json.loads((result.folder / "rank" / "ranking.json").read_text())["tables"]
@@ -253,6 +256,7 @@ def _named(folder: Path) -> dict[str, Any]:
 
 
 def _data(train: Images, test: Images | None, folder: Path, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    _check("data", given, (Mapping, type(None)), "keys and values")
     source = {"train": _source(train, folder, "train")} | dict(given or {})
     if test is not None:
         return source | {"test": _source(test, folder, "test")}
@@ -268,10 +272,9 @@ def _source(images: Images, folder: Path, part: str) -> str:
 
     They are known by their fingerprint, which in another process is the same if they were made in the same way.
     """
+    _check(part, images, (datasets.Dataset, str, Path), "a datasets.Dataset, a path or a name")
     if isinstance(images, (str, Path)):
         return str(images)
-    if not isinstance(images, datasets.Dataset):
-        raise UserError(f"{part}: expected a datasets.Dataset, a path or a name, got {type(images).__name__}")
     place = folder / "data" / f"{part}-{images._fingerprint}"
     if not place.is_dir():
         make_folder(place.parent)
@@ -282,6 +285,14 @@ def _source(images: Images, folder: Path, part: str) -> str:
         except OSError:  # another rank was faster
             shutil.rmtree(written)
     return str(place)
+
+
+def _check(name: str, value: Any, kinds: tuple[type, ...], expected: str) -> None:
+    """Refuses an argument that is none of these."""
+    if not isinstance(value, kinds):
+        kind = type(value)
+        of = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+        raise UserError(f"{name}: expected {expected}, got {of}{kind.__name__}")
 
 
 def _around(architecture: Architecture) -> SearchSpace:

@@ -14,14 +14,17 @@ from vitas.commands import data, models, recipes, reports, runs
 from vitas.config import RankError, UserError, did_you_mean, one_line
 from vitas.version import __version__
 
-DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
+DONE, USER_ERROR, INTERRUPTED, CLOSED = 0, 2, 130, 141
 
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 """What a file system says of paths that are the user's to change."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0 done, 2 the user's input. Our own failures raise, and so exit with 1."""
+    """Runs a command; returns its exit code: 0 done, 2 the user's input, 130 Ctrl-C, 141 nobody reads any more.
+
+    Our own failures raise, and so exit with 1.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> None:
@@ -63,6 +66,10 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _guarded(work: Callable[[], None]) -> int:
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or isinstance(error, RankError):

@@ -212,8 +212,18 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
                 raise UserError(f"{source}: {part}: expected keys and values")
             section[part] = section = dict(below)  # a copy: YAML's `*name` has two sections share one
         section[last] = value
+        if path == ["budget"]:
+            _is_of_use(last, values, shown)
         source = one_line(" ".join([str(file), *overrides]))
     return parse(Recipe, values, source=source)
+
+
+def _is_of_use(cost: str, values: dict[str, Any], shown: str) -> None:
+    """Refuses another `budget` in a recipe whose `budgets` have all their own: nothing would follow from it."""
+    named = values.get("budgets")
+    if isinstance(named, dict) and named and all(isinstance(one, dict) and one.get(cost) for one in named.values()):
+        keys = " and ".join(f"budgets.{name}.{cost}" for name in named)
+        raise UserError(f"{shown}: has no effect beside {keys}; set these, or budgets={{}}")
 
 
 def of_run(folder: Path, overrides: Sequence[str] = ()) -> Recipe:

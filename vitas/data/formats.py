@@ -75,7 +75,7 @@ def open_any(
         UserError: Nothing is there, or not in any of the forms.
     """
     if spec in ("digits", "digits:train", "digits:test"):
-        return Opened(_digits(test=spec.endswith("test")), Origin(spec))
+        return Opened(_digits(test=spec.endswith("test") or (spec, key) == ("digits", "data.test")), Origin(spec))
     where = f"{key}: {spec}"
     if remote.is_remote(spec):
         return _urls(spec, where, patience)

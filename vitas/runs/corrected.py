@@ -13,7 +13,7 @@ from vitas.evolve.candidates import Candidates
 from vitas.evolve.correction import Correction, Smoothing
 from vitas.evolve.evolution import CORRECTED, Entry
 from vitas.files import write_atomically
-from vitas.report.terminal import fill, progress
+from vitas.report.terminal import fill
 from vitas.runs.candidates import random_inside
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
@@ -80,15 +80,16 @@ def by_smoothing(run: Run, candidates: Candidates) -> Score:
     settings, main = run.recipe.evolve, run.accelerator.is_main_process
     random = _drawn(run, candidates, settings.smooth, seed=FIRST_SMOOTHED, purpose="evolve.smooth")
     leave_if_stopped = candidates.on_progress
-    with progress(f"{settings.stage}: smoothing", len(random), "architecture", show=main) as bar:
+    bar = run.tracker.progress(f"{settings.name}/smoothing", len(random), "architecture", show=main)
 
-        def show(done: int, of: int) -> None:
-            leave_if_stopped(done, of)
-            fill(bar, done, of)
+    def show(done: int, of: int) -> None:
+        leave_if_stopped(done, of)
+        fill(bar, done, of)
 
-        candidates.on_progress = show
-        scored = candidates.score(random, 1.0)
-        candidates.on_progress = leave_if_stopped
+    candidates.on_progress = show
+    scored = candidates.score(random, 1.0)
+    candidates.on_progress = leave_if_stopped
+    bar.close()
     smoothing = None
     if main:
         smoothing = Smoothing(random, _losses(scored))

@@ -24,7 +24,7 @@ from vitas.report.terminal import say
 from vitas.runs import claims, corrected, trained
 from vitas.runs.candidates import scored_by
 from vitas.runs.finalists import shortened, tournament
-from vitas.runs.found import FINALISTS, best_file
+from vitas.runs.found import FINALISTS, best_file, is_of_another
 from vitas.runs.run import Run
 from vitas.runs.trained import TrainedSupernet
 from vitas.spaces.architecture import Architecture
@@ -222,9 +222,11 @@ def _next(recipe: Recipe, folder: Path) -> str:
     """Where the outcome lies, and the command that goes on with it."""
     lines = [f"{folder}: {', '.join(best_file(name) for name in recipe.every_budget)}, front.json, candidates.jsonl"]
     if "retrain" not in recipe.stages:
-        choice = " retrain.architecture=[" + ",".join(f"best:{name}" for name in recipe.budgets) + "]"
-        lines.append(
-            f"next: accelerate launch -m vitas {recipe.folder / 'recipe.yaml'} stages=[retrain,evaluate]"
-            + (choice if recipe.budgets else "")
-        )
+        words = ["stages=[retrain,evaluate]"]
+        if recipe.budgets:
+            words.append("retrain.architecture=[" + ",".join(f"best:{name}" for name in recipe.budgets) + "]")
+        elif is_of_another("best", recipe, recipe.folder / "retrain"):  # which stays as it is
+            words += [f"name={recipe.name}-{recipe.evolve.name}", f"retrain.search={folder}"]
+            words += [f"supernet.from={recipe.supernet_folder}"] * (recipe.retrain.init == "supernet")
+        lines.append(f"next: accelerate launch -m vitas {recipe.folder / 'recipe.yaml'} {' '.join(words)}")
     return "\n".join(lines)

@@ -90,12 +90,27 @@ def retrained(name: str, recipe: Recipe) -> Architecture:
     return parse(Architecture, shape.model_dump() | {"image_size": size}, source="retrain.image_size")
 
 
+def is_of_another(name: str, recipe: Recipe, folder: Path) -> bool:
+    """Whether what was trained in a folder is another architecture than a search now has by this name."""
+    if not search_needed(name) or not (folder / "architecture.yaml").is_file():
+        return False
+    try:
+        return retrained(name, recipe) != Architecture.from_yaml(folder / "architecture.yaml")
+    except UserError:  # the search is no more
+        return False
+
+
 def models(recipe: Recipe) -> Mapping[str, Path]:
-    """The trained models of a run, and of the uniform ViTs beside them, by what a table calls them."""
+    """The trained models of a run, and of the uniform ViTs beside them, by what a table calls them.
+
+    Those trained before another search found something else are called `found before`.
+    """
     found: dict[str, Path] = {}
     for below, name in choices(recipe).items():
-        found |= {name if below else "found": recipe.folder / "retrain" / below}
-        found |= {f"uniform ViT ({name})" if below else "uniform ViT": recipe.folder / "baseline" / below}
+        folder = recipe.folder / "retrain" / below
+        before = " before" if is_of_another(name, recipe, folder) else ""
+        found |= {(name if below else "found") + before: folder}
+        found |= {(f"uniform ViT ({name})" if below else "uniform ViT") + before: recipe.folder / "baseline" / below}
     return {name: folder for name, folder in found.items() if (folder / "model.safetensors").is_file()}
 
 

@@ -41,8 +41,6 @@ def rank(run: Run) -> None:
     schedule, seeds = recipe.ranking_schedule, range(recipe.rank.seeds)
     holdout = run.cached(supernet.held_out, "holdout", recipe.space.image_size)
     test = run.cached(run.test, "test", recipe.space.image_size)
-    told = _in_words(run, schedule, len(test.labels))
-    run.say(f"rank: {told}")
     with progress(
         "rank: scores", POOL * recipe.rank.sample * len(recipe.every_budget), "architecture", show=main
     ) as bar:
@@ -75,6 +73,8 @@ def rank(run: Run) -> None:
         for name, pool in pools.items()
     }
     chosen = {entry["key"]: every[entry["key"]] for entries in sampled.values() for entry in entries}
+    told = _in_words(run, schedule, [len(entries) for entries in sampled.values()], len(test.labels))
+    run.say(f"rank: {told}")
     known = trainings.do([Job(architecture, seed) for architecture in chosen.values() for seed in seeds])
     if main:
         tables = [
@@ -108,12 +108,14 @@ def spread(pool: list[Entry], count: int, trained: Set[str]) -> list[Entry]:
     return [ranked[0], *found[1:-1], ranked[-1]]
 
 
-def _in_words(run: Run, schedule: Retraining, test_images: int) -> str:
-    settings, budgets = run.recipe.rank, len(run.recipe.every_budget)
-    images = len(run.train.indices)
+def _in_words(run: Run, schedule: Retraining, sampled: list[int], test_images: int) -> str:
+    """What is trained: so many architectures of each budget."""
+    settings, images = run.recipe.rank, len(run.train.indices)
+    few, most = min(sampled), max(sampled)
+    count = f"{most}" if few == most else f"{few} to {most}"
     plan, _ = make_plan(schedule, images, schedule.section, 1)
     return (
-        f"{settings.sample} architectures{f' of each of {budgets} budgets' if budgets > 1 else ''}, each trained alone "
+        f"{count} architectures{f' of each of {len(sampled)} budgets' if len(sampled) > 1 else ''}, each trained alone "
         f"with {settings.seeds} seed{'s' * (settings.seeds > 1)}: {schedule.epochs:g} epochs of {images:,} images, "
         f"{plan.stop:,} steps of {plan.batch_size}, lr {schedule.lr:g}; tested on {test_images:,} images"
     )

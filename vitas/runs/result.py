@@ -73,7 +73,7 @@ class Result:
         return found.architecture(name, self.recipe.search_folder)
 
     def model(self, name: str | None = None) -> VisionTransformer:
-        """A trained model, in evaluation mode; the found one, or that which `figures` calls `name`.
+        """A trained model, in evaluation mode; the found one, or that of a `name`, as `figures` has them.
 
         Raises:
             UserError: It is not trained.
@@ -81,7 +81,10 @@ class Result:
         models = found.models(self.recipe)
         if not models:
             raise UserError(f"{self.folder}: holds no trained model; add stage retrain, or train one by vitas.retrain")
-        name = next(iter(models)) if name is None else name
+        if name is None:
+            name = next(iter(models))
+            if name.endswith(" before"):
+                raise UserError(f"{self.folder}: the last search's best is not trained yet; model('{name}') is")
         if name not in models:
             raise UserError(f"{self.folder}: no model {name}{did_you_mean(name, models)}; there is {', '.join(models)}")
         return load_model(models[name])

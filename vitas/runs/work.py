@@ -49,8 +49,10 @@ def _works(run: Run, stage: str) -> Iterator[tuple[str, Work]]:
         if searched.trials:
             yield f"{searched.name}/trials", training(recipe.trial_schedule, typical, searched.trials)
         seen = len(run.test.indices) if searched.score_on == "test" else recipe.data.holdout * images
-        scored = searched.smooth + searched.population * searched.generations
-        yield searched.stage, Work(scored * seen * faces * typical, "score")
+        candidate = seen * faces * typical
+        if searched.smooth:
+            yield f"{searched.name}/smoothing", Work(searched.smooth * candidate, "score")
+        yield searched.stage, Work(searched.population * searched.generations * candidate, "score")
         for turn in range(finalists.rounds(searched.finalists) if searched.finalists > 1 else 0):
             share = finalists.SHARE * budgets / finalists.rounds(searched.finalists)
             yield f"{searched.name}/finalists/{turn + 1}", training(recipe.retrain, typical, share)

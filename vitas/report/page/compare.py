@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitas.report.numbers import amount, is_number
+from vitas.report.page import searched
 from vitas.report.page.figures import figures
 from vitas.report.page.folder import Folder
 
@@ -32,16 +33,19 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: One of the folders is missing.
     """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     runs = [figures(folder) for folder in folders]
     settings = [_flat(Folder(folder).values) for folder in folders]
     keys = sorted({key for each in settings for key in each if key.partition(".")[0] not in NOT_COMPARED})
     differ = [key for key in keys if len({json.dumps(each.get(key), default=str) for each in settings}) > 1]
     names = [run["name"] for run in runs]
-    rows = []
+    rows, groups_of = [], {}
     for run, values, folder in zip(runs, settings, folders, strict=True):
         named = run["name"] if names.count(run["name"]) == 1 else str(folder)
         group = ", ".join(f"{key}={_short(values.get(key))}" for key in differ) if values else named
-        rows.append({"run": named, "group": group or "alike", "seed": values.get("seed")} | _outcome(run))
+        whole = json.dumps([values.get(key) for key in differ] if values else named, default=str)
+        group = groups_of.setdefault(whole, f"{group} ({named})" if group in groups_of.values() else group or "alike")
+        rows.append({"run": named, "group": group, "seed": values.get("seed")} | _outcome(run))
     groups = {name: [row for row in rows if row["group"] == name] for name in dict.fromkeys(r["group"] for r in rows)}
     return {
         "differ": differ,
@@ -83,7 +87,7 @@ def shown(name: str, value: float) -> str:
 
 
 def _outcome(run: Mapping[str, Any]) -> dict[str, float]:
-    """What came out of a run, as far as it is there."""
+    """What came out of a run, as far as it is there; of several budgets for the one that is trained, or the first."""
     final = run["final"]
     own = next((row for row in final if not row["name"].startswith("uniform ViT")), None)
     other = next((row for row in final if row["name"].startswith("uniform ViT")), None)
@@ -94,9 +98,13 @@ def _outcome(run: Mapping[str, Any]) -> dict[str, float]:
         found["uniform"] = other["top1"]
     if run["searches"]:
         search = run["searches"][0]
-        best = next((one for one in search["shown"] if one["key"] in search["best"].values()), None)
+        named = [own["name"]] if own and own["name"] in search["best"] else searched.best_names(search)
+        key = next((search["best"][name] for name in named if name in search["best"]), None)
+        best = next((one for one in search["shown"] if one["key"] == key), None)
         best = best or max(search["shown"], key=lambda one: one["top1"])
-        found = {"score": best["top1"], "macs": best["macs"]} | found
+        trained = own and next((one["shape"] for one in run["architectures"] if one["name"] == _folder(own)), None)
+        if trained in (None, best["shape"]):  # else a search came after the training
+            found = {"score": best["top1"], "macs": best["macs"]} | found
     if run["rankings"]:
         found["tau"] = run["rankings"][0]["rankings"]["supernet"]["tau"]
     hours = sum(row.get("device_hours", 0.0) for row in run["time"])
@@ -147,9 +155,14 @@ def _fronts(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dic
     return [front for front in found.values() if front["lines"]]
 
 
+def _folder(row: Mapping[str, Any]) -> str:
+    """What `figures` calls the architecture of a row of the final table, by its folder."""
+    return row["name"].removesuffix(" before").replace(":", "-")
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value, default=str) if isinstance(value, (list, dict)) else str(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return text if len(text) <= 40 else f"{text[:12]}…{text[-27:]}"  # paths differ at their ends
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -87,13 +87,16 @@ def thinned(points: Sequence[Sequence[float]], most: int = MOST_POINTS) -> list[
     return [*means, list(points[-1])]
 
 
-def generations(candidates: Sequence[dict[str, Any]], inside: dict[str, set[str]], quality: str) -> dict[str, Any]:
+def generations(
+    candidates: Sequence[dict[str, Any]], inside: dict[str, set[str]], quality: str, scored_on: str
+) -> dict[str, Any]:
     """Best so far and median of each generation, over generations.
 
     Args:
         candidates: All, in their order.
         inside: For each budget the keys of those in it that were scored on all images.
         quality: What decides which is the best: `top1`, or `loss`, or another of which less is better.
+        scored_on: On which images, in words.
     """
     numbers: dict[int, list[dict[str, Any]]] = {}
     for entry in candidates:
@@ -121,7 +124,7 @@ def generations(candidates: Sequence[dict[str, Any]], inside: dict[str, set[str]
         share.append([number, 100 * len(scored) / len(generation)])
     panels = [
         {
-            "name": f"{FIGURES.get(figure, (figure, ''))[0]} on the hold-out",
+            "name": f"{FIGURES.get(figure, (figure, ''))[0]} {scored_on}",
             "unit": FIGURES.get(figure, ("", "nats"))[1],
             "lines": [{"name": name, "points": thinned(points)} for name, points in curves.items()],
         }

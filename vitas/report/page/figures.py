@@ -231,7 +231,7 @@ def _sentences(folder: Folder, found: Mapping[str, Any]) -> list[str]:
             chosen = [entry for entry in inside if entry["key"] in search["best"].values()]
             best, what = (chosen[0], "the one it chose") if len(chosen) == 1 else (best, "the best")
             median = statistics.median(entry["top1"] for entry in inside)
-            line += (f"; in the supernet {what} has {best['top1']:.2f} % top-1 on the hold-out with "
+            line += (f"; in the supernet {what} has {best['top1']:.2f} % top-1 {search['scored_on']} with "
                      f"{amount(best['macs'])} multiply-adds, half of all less than {median:.2f} %")  # fmt: skip
         said.append(line + ".")
     elif supernet := next((one for one in found["trainings"] if one["stage"] == "supernet"), None):
@@ -239,7 +239,7 @@ def _sentences(folder: Folder, found: Mapping[str, Any]) -> list[str]:
         loss = supernet["panels"][0]["lines"][0]["points"][-1][1] if supernet["panels"] else math.nan
         of = f" of {epochs:g}" if is_number(epochs) else ""
         said.append(f"The supernet has been trained for {supernet['epoch']:.1f}{of} epochs, to a loss of {loss:.3f}.")
-    said += _compared(found["final"])
+    said += _compared(found["final"], _trained_word(folder, found))
     if seconds := sum(row["seconds"] for row in found["time"]):
         hours = sum(row.get("device_hours", 0) for row in found["time"])
         most = max(found["time"], key=lambda row: row["seconds"])
@@ -257,7 +257,19 @@ def _is_done(found: Mapping[str, Any]) -> bool:
     return bool(found["progress"]) and all(part["share"] == 1 for part in found["progress"])
 
 
-def _compared(final: Sequence[Mapping[str, Any]]) -> list[str]:
+def _trained_word(folder: Folder, found: Mapping[str, Any]) -> str:
+    """What the sentence about the final figures begins with."""
+    if folder.section("evaluate").get("weights"):
+        return ""
+    return f"Trained alone{', before the last search,' * _is_of_another(found)} "
+
+
+def _is_of_another(found: Mapping[str, Any]) -> bool:
+    """Whether what was trained is not what the search has found by now."""
+    return {"found", "best of the search"} <= {one["name"] for one in found["architectures"]}
+
+
+def _compared(final: Sequence[Mapping[str, Any]], trained: str) -> list[str]:
     """The found architecture against the uniform ViT, with the noise of so many test images."""
     if not final:
         return []
@@ -266,8 +278,8 @@ def _compared(final: Sequence[Mapping[str, Any]]) -> list[str]:
     images = own.get("images")
     on = f" on {images:,} test images" if images else " on the test images"
     macs = f" with {amount(own['macs'])} multiply-adds" if "macs" in own else ""
-    what = "the found architecture" if own["name"] == "found" else own["name"]
-    line = f"Trained alone, {what} reaches {own['top1']:.2f} % top-1{macs}{on}"
+    what = "the found architecture" if own["name"] in ("found", "found before") else own["name"]
+    line = f"{trained}{what} reaches {own['top1']:.2f} % top-1{macs}{on}"
     if other and other is not own:
         lead = own["top1"] - other["top1"]
         line += (
@@ -292,11 +304,16 @@ def _next(folder: Folder, found: Mapping[str, Any]) -> list[dict[str, str]]:
         rows.append(["go on where it stopped", launch])
     searched_by = [search["name"] for search in found["searches"] if search["front"]]
     if searched_by and "retrain" not in folder.stages:
-        rows.append(["train what was found", f'{launch} "stages=[retrain,baseline,evaluate]"'])
+        own = ""
+        if _is_of_another(found):
+            own = f" name={folder.name}-{searched_by[0]} retrain.search={run / searched_by[0]}"
+        rows.append(["train what was found", f'{launch} "stages=[retrain,baseline,evaluate]"{own}'])
     if searched_by:
         rows.append(["search for longer", f'{launch} "stages=[evolve]" '
                      f"evolve.generations={2 * (folder.section('evolve').get('generations') or 20)}"])  # fmt: skip
-        rows.append(["look at the best", f"vitas describe {run / searched_by[0] / 'best.yaml'}"])
+        names = searched.best_names(next(one for one in found["searches"] if one["name"] == searched_by[0]))
+        best = run / searched_by[0] / f"{names[0].replace(':', '_')}.yaml"
+        rows.append(["look at the best", f"vitas describe {best}"])
     if (run / "supernet" / "model.safetensors").is_file() and not found["rankings"]:
         rows.append(["find out whether the supernet can be trusted", f"vitas rank {run}"])
     rows.append(["write this page again", f"vitas report {run}"])

@@ -95,7 +95,7 @@ def candidates(search: Mapping[str, Any], cost: Mapping[str, Any]) -> Figure:
     pad = 0.04 * (highest - lowest) or 1.0
     axes.set_xlim(lowest - pad, highest + pad)
     axes.set_xlabel(cost["label"] + (f", {cost['unit']}" if cost["unit"] else ""))
-    axes.set_ylabel("top-1 % in the supernet, on the hold-out")
+    axes.set_ylabel(f"top-1 % in the supernet, {search['scored_on']}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="lower right")
     return figure

@@ -67,7 +67,7 @@ def _axis(
     pad, rise = 0.03 * (high - low), 0.04 * (max(top1) - min(top1))
     unit = f", {cost['unit']}" if cost["unit"] else ""
     drawn = Plot((low - pad, high + pad), (min(top1) - rise, max(top1) + rise), size=LARGE,
-                 x_name=cost["label"] + unit, y_name="top-1 % in the supernet, on the hold-out")  # fmt: skip
+                 x_name=cost["label"] + unit, y_name=f"top-1 % in the supernet, {search['scored_on']}")  # fmt: skip
     bands = []
     for budget, windows in search["windows"].items():
         if name in windows:

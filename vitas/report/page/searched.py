@@ -46,12 +46,16 @@ def search(folder: Folder, name: str) -> dict[str, Any] | None:
     chosen = {budget: architecture.key for budget, architecture in folder.best(name).items()}
     kept = {*front, *chosen.values(), *(key for keys in fronts.values() for key in keys)}
     shown = thinned(scored, kept)
+    settings = folder.made_with(name).get("evolve")
+    on_test = isinstance(settings, dict) and settings.get("score_on") == "test"
+    scored_on = "on the test images" if on_test else "on the hold-out"
     return {
         "name": name,
         "quality": quality,
         "candidates": len(candidates),
         "scored": len(scored),
-        "generations": curves.generations(candidates, inside, quality),
+        "scored_on": scored_on,
+        "generations": curves.generations(candidates, inside, quality, scored_on),
         "windows": windows,
         "costs": [
             {"name": cost, "label": LABELS[cost][0], "unit": LABELS[cost][1], "front": fronts[cost]} for cost in costs
@@ -69,8 +73,13 @@ def shape_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     blocks = [block and [block["heads"], block["qkv_dim"], block["mlp_dim"]] for block in shape["blocks"]]
     names = ("key", "generation", "top1", "loss", "corrected")
     return {name: entry[name] for name in names if name in entry} | {
-        "shape": [shape["patch_size"], shape["embed_dim"], blocks]
+        "shape": [shape["patch_size"], shape["embed_dim"], blocks],
     }
+
+
+def best_names(search: Mapping[str, Any]) -> list[str]:
+    """What the best architecture of each budget is called, in the order of the budgets."""
+    return [f"best:{budget}" if budget else "best" for budget in search["windows"]]
 
 
 def pareto(entries: Sequence[Mapping[str, Any]], cost: str) -> list[str]:
