@@ -27,7 +27,7 @@ SHORT = [
     "supernet.epochs=2", "supernet.warmup_epochs=1", "supernet.checkpoint_every=8",
     "retrain.epochs=1", "retrain.warmup_epochs=0.5", "retrain.checkpoint_every=8",
     "evolve.population=4", "evolve.generations=2", "evolve.batch_size=16",
-    "evolve.finalists=0", "evolve.objectives=[top1]", "space.identity=free",
+    "evolve.finalists=0", "evolve.smooth=0", "evolve.objectives=[top1]", "space.identity=free",
 ]  # fmt: skip
 """Overrides that make the quickstart a matter of seconds."""
 

@@ -116,8 +116,6 @@ def test_a_search_with_trials_improves_the_corrected_loss_in_place_of_scores():
     assert evolution.objectives(Evolution(smooth=8)) == ["corrected"]
     with pytest.raises(UserError, match=r"evolve\.smooth: expected 0 or at least 16, 8 a budget, got 8"):
         recipe.load(QUICKSTART, ["budget.macs=null", "evolve.smooth=8", *two])
-    with pytest.raises(UserError, match=r"evolve: trials 8 and smooth 9: expected one of them to be 0"):
-        recipe.load(QUICKSTART, ["evolve.trials=8", "evolve.smooth=9"])
 
 
 def test_scores_that_are_named_beside_each_other_become_one_objective():
@@ -183,6 +181,7 @@ def trainings(folder) -> list[str]:
 def test_the_best_is_what_the_trials_foretell_to_be_the_best(whole, capsys):
     told = json.loads((whole / "evolution" / "trials.json").read_text())
     assert len({one["key"] for one in told["trials"]}) == 8 == len(trainings(whole))
+    assert recipe.of_run(whole).evolve.smooth and not (whole / "evolution" / "smoothing.json").exists()
     assert {one["shape"].split(",")[0] for one in told["trials"]} == {"patch 4", "patch 8"}
     settings = recipe.load(QUICKSTART, [*SETTINGS])
     lines = read_lines(whole / "evolution" / "candidates.jsonl")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -81,8 +82,10 @@ def plan(hours: float, ranks: int, budget: float | None = None, side: int = 375)
     how = fitted.data(5700, choice.space)
     held_out = round(how["holdout"] * 5700)
     training = fitted.training(5700 - held_out, choice.space, 300)
+    supernet = fitted.supernet(training, counted=True)
     schedule = new._schedule(FAST, 3600 * hours, 10.0, 5700, held_out, 1000, ranks)
-    return new.Plan("my photos", {"train": "my photos", "test_part": 0.2}, choice, schedule, FAST, how, training)
+    data = {"train": "my photos", "test_part": 0.2}
+    return new.Plan("my photos", data, choice, schedule, FAST, how, supernet, training)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +99,27 @@ def test_what_is_written_is_a_recipe_of_what_was_planned(tmp_path, hours, ranks,
     assert settings.space == found.choice.space and settings.space.image_size <= side
     assert settings.supernet.epochs == found.schedule.supernet and settings.retrain.epochs == found.schedule.retrain
     assert settings.supernet.batch_size == settings.retrain.batch_size == found.training["batch_size"]
+    assert settings.evolve.objectives == ["loss"] and settings.evolve.smooth == found.schedule.evolve["smooth"] > 0
+    assert settings.supernet.lr == settings.retrain.lr / 2 and settings.supernet.in_budget == 1
+    assert settings.supernet.augment == settings.retrain.augment
     low, most = settings.budget.macs
     assert budget is None or (low, most) == (0.8 * budget, budget)
     settings.skip_probabilities(2)  # the budget is within reach
     assert sum(found.schedule.seconds.values()) < 3600 * hours
 
 
+def test_where_test_images_come_with_the_others_none_are_named(tmp_path):
+    found = replace(plan(0.1, 1), source="digits", data={"train": "digits"})
+    (tmp_path / "mine.yaml").write_text(new._text(found, SEEN, 360, 0, 0.1))
+    data = recipe.load(tmp_path / "mine.yaml").data
+    assert (data.train, data.test, data.test_part) == ("digits", None, None)
+
+
 def test_more_time_and_more_gpus_are_more_epochs_and_candidates():
     one, more, four = plan(0.1, 1).schedule, plan(0.2, 1).schedule, plan(0.1, 4).schedule
     assert one.supernet < more.supernet < four.supernet <= 300
-    assert one.population * one.generations < more.population * more.generations
+    one, more = (each.evolve["population"] * each.evolve["generations"] for each in (one, more))
+    assert one < more
 
 
 def test_small_images_get_small_spaces_and_a_large_budget_larger_ones():

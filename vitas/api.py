@@ -25,6 +25,7 @@ from vitas.runs.result import Result
 from vitas.sections import Data
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
+from vitas.spaces.cost import COUNTED
 from vitas.spaces.named import NAMED
 from vitas.spaces.space import SearchSpace
 from vitas.train.stop import EXIT_INTERRUPTED, SIGNALS
@@ -61,7 +62,7 @@ def search(
         image_size: Of a ready space, in pixels; left out, the largest of its sizes that the images fill.
         epochs: Of the supernet, and of the retraining.
         batch_size: Images of an optimizer step; left out, about a twentieth of the images, 1024 at most.
-        lr: Peak learning rate; left out, by width and batch.
+        lr: Peak learning rate; left out, by width and batch, half as much for the supernet.
         augment: Training augmentation: a recipe's section `supernet.augment`.
         seed: Seed of everything random.
         stages: What is done.
@@ -80,7 +81,10 @@ def search(
     if image_size is not None:
         space = parse(SearchSpace, space.model_dump() | {"image_size": image_size}, source="space")
     values = _values(folder, source, split, space, epochs, seed, stages, batch_size=batch_size, lr=lr, augment=augment)
-    values["budget"] = budget.model_dump() if isinstance(budget, Budget) else budget
+    values["budget"] = windows = budget.model_dump() if isinstance(budget, Budget) else budget
+    if lr is None:
+        counted = isinstance(windows, Mapping) and any(windows.get(cost) for cost in COUNTED)
+        values["supernet"] = fitted.supernet(values["supernet"], counted)
     return _run(merge(values, dict(sections)), "vitas.search")
 
 
@@ -246,6 +250,7 @@ def _values(folder: Path, source: dict[str, Any], split: Any, space: SearchSpace
         "stages": list(stages),
         "data": fitting | source,
         "space": space.model_dump(),
+        "evolve": fitted.search(),
         "supernet": training,
         "retrain": training,
     }

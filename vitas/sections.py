@@ -334,7 +334,7 @@ class Evolution(Section):
     smooth: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Random architectures of the budgets that are first scored, to learn how the loss follows from the choices: the
     search then improves the mean of that loss and the supernet's own, which holds less noise. 300 are a good number;
-    0 for none. Trials learn it by themselves."""
+    0 for none. Where there are trials, they take its place."""
     finalists: Annotated[int, Field(ge=0, le=256)] = 0
     """The best and most different candidates, which are trained from the supernet's weights, halved by their loss until
     one is left: the best architecture is that one. It takes about half of a retraining. 0 for none."""
@@ -363,12 +363,6 @@ class Evolution(Section):
         if 0 < architectures < FEWEST_TRIALS:
             raise ValueError(f"expected 0 or at least {FEWEST_TRIALS}, got {architectures}")
         return architectures
-
-    @model_validator(mode="after")
-    def _one_correction(self) -> Evolution:
-        if self.trials and self.smooth:
-            raise ValueError(f"trials {self.trials} and smooth {self.smooth}: expected one of them to be 0")
-        return self
 
     @field_validator("fidelity")
     @classmethod

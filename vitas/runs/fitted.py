@@ -16,6 +16,8 @@ STEPS = 20
 SMALLEST, LARGEST = 8, 1024
 HOLDOUT = 2000
 """Images that are enough to score candidates on."""
+CANDIDATES, SMOOTH = 2000, 300
+"""Architectures that a search scores, and random ones that it learns from before."""
 
 
 def space_of(name: str, side: int) -> SearchSpace:
@@ -36,6 +38,23 @@ def data(images: int, space: SearchSpace) -> dict[str, Any]:
         "crop_pct": 0.875 if space.image_size > 96 else 1.0,
         "workers": workers(),
     }
+
+
+def supernet(schedule: dict[str, Any], counted: bool) -> dict[str, Any]:
+    """The schedule for a supernet: at half the learning rate, and with subnets inside the budget alone.
+
+    At the rate of a single network it learns little (docs/QUALITY.md); a budget needs a window of `counted` costs.
+    """
+    return schedule | {"lr": schedule["lr"] / 2} | ({"in_budget": 1.0} if counted else {})
+
+
+def search(scores: int = CANDIDATES + SMOOTH) -> dict[str, Any]:
+    """Section `evolve` for so many scores: by the loss, smoothed, which found the better networks (docs/QUALITY.md)."""
+    smooth = min(SMOOTH, scores // 4)
+    candidates = scores - smooth
+    population = max(8, min(50, round(math.sqrt(candidates))))
+    generations = max(2, round(candidates / population))
+    return {"population": population, "generations": generations, "objectives": ["loss"], "smooth": smooth}
 
 
 def workers() -> int:

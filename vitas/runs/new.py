@@ -38,6 +38,8 @@ MOST = 300.0
 WORTH_IT = 1.3
 """Times as many epochs that make a smaller space worth it."""
 LEAST_IMAGES = 20
+FEWEST_SCORES = 32
+"""Architectures that a search scores, however short the time."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Schedule:
     """Epochs."""
     retrain: float
     """Epochs."""
-    population: int
-    generations: int
+    evolve: dict[str, Any]
+    """The search."""
     seconds: dict[str, float]
     """Of each stage, as foreseen."""
 
@@ -80,7 +82,9 @@ class Plan:
     speeds: Speeds
     how: dict[str, Any]
     """How the images are used."""
+    supernet: dict[str, Any]
     training: dict[str, Any]
+    """Sections `supernet` and `retrain`, but for their epochs."""
 
 
 def write(source: str, *, budget: float | None, gpus: int | None, hours: float) -> str:
@@ -141,17 +145,18 @@ def _planned(source: str, data: dict[str, Any], choice: Choice, seconds: float, 
     how = fitted.data(images, choice.space)
     held_out = round(how["holdout"] * images)
     training = fitted.training(images - held_out, choice.space, MOST)
+    supernet = fitted.supernet(training, counted=True)
     values = {
         "data": how | data,
         "space": choice.space.model_dump(),
         "budget": choice.budget.model_dump(),
-        "supernet": training,
+        "supernet": supernet,
         "retrain": training,
     }
     speeds = rehearsal.measure(values, images, held_out)
     schedule = _schedule(speeds, seconds, started, images, held_out, tested, ranks)
     note(f"{choice.in_words}: {schedule.supernet:g} epochs of the supernet fit into the time")
-    return Plan(source, data, choice, schedule, speeds, how, training)
+    return Plan(source, data, choice, schedule, speeds, how, supernet, training)
 
 
 def _choices(side: int, classes: int, most: float | None) -> list[Choice]:
@@ -198,16 +203,16 @@ def _schedule(
     rest = started + speeds.decode * (held_out + tested)
     left = max(0.0, seconds - rest)
     candidate = speeds.score * held_out / ranks
-    candidates = min(2000.0, max(32.0, left * SHARES["evolve"] / candidate))
-    population = max(8, min(50, round(math.sqrt(candidates))))
-    generations = max(2, round(candidates / population))
+    most = fitted.CANDIDATES + fitted.SMOOTH
+    evolve = fitted.search(int(min(most, max(FEWEST_SCORES, left * SHARES["evolve"] / candidate))))
+    scores = evolve["smooth"] + evolve["population"] * evolve["generations"]
     epochs = {}
     of = {"supernet": images - held_out, "retrain": images}
     for stage, count in of.items():
         epochs[stage] = min(MOST, left * SHARES[stage] * getattr(speeds, stage) * ranks / count)
     took = {stage: epochs[stage] * of[stage] / getattr(speeds, stage) / ranks for stage in epochs}
-    took |= {"evolve": population * generations * candidate, "the rest": rest}
-    return Schedule(_rounded(epochs["supernet"]), _rounded(epochs["retrain"]), population, generations, took)
+    took |= {"evolve": scores * candidate, "the rest": rest}
+    return Schedule(_rounded(epochs["supernet"]), _rounded(epochs["retrain"]), evolve, took)
 
 
 def _rounded(epochs: float) -> float:
@@ -226,11 +231,11 @@ def _text(plan: Plan, seen: Looked, tested: int, gpus: int, hours: float) -> str
     machine = f"{gpus} x {torch.cuda.get_device_name()}" if gpus else f"{allowed_cores()} CPU cores"
     times = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in planned.seconds.items())
     low, most = choice.budget.macs or (0.0, 0.0)
-    where_test = "test: " + json.dumps(data["test"]) if "test" in data else f"test_part: {data['test_part']}"
-    if "test_part" in data:
-        where_test += "  # there are no test images: this part of each class becomes them"
-    if data == {"train": source}:
-        where_test = "# test: those that come with it"
+    where_test = "# test: those that come with it"
+    if "test" in data:
+        where_test = "test: " + json.dumps(data["test"])
+    elif "test_part" in data:
+        where_test = f"test_part: {data['test_part']}  # there are no test images: this part of each class becomes them"
     ratio = training["augment"]["scale"]
     name = re.sub(r"[^\w.-]+", "-", Path(os.path.abspath(source)).name).strip("-._") or "mine"
     launch = "accelerate launch" + (" --mixed_precision bf16" if gpus else "")
@@ -260,24 +265,30 @@ space:  # vitas recipes lists the ready ones
   extends: {choice.name}
   image_size: {choice.space.image_size}  # nine of ten images are as large: {seen.side}
 
-supernet: &training
+supernet:
   epochs: {planned.supernet:g}
   warmup_epochs: {min(5.0, planned.supernet / 10):.2g}
   batch_size: {training["batch_size"]}  # about {fitted.STEPS} steps an epoch, and at most {fitted.LARGEST}
-  lr: {training["lr"]:.1e}
+  lr: {plan.supernet["lr"]:.1e}  # half of that of a network alone; lower it if the loss stays near that of guessing
+  in_budget: {plan.supernet["in_budget"]:g}  # the part of the steps whose subnets are inside the budget
   checkpoint_minutes: {training["checkpoint_minutes"]:g}
-  augment: {{scale: {ratio}, hflip: 0.5}}  # hflip: 0.0 where left and right differ, as in letters
+  augment: &augment {{scale: {ratio}, hflip: 0.5}}  # hflip: 0.0 where left and right differ, as in letters
 
 budget:
   macs: [{low:.3g}, {most:.3g}]  # vitas check FILE tells what the space reaches
 
 evolve:
-  population: {planned.population}
-  generations: {planned.generations}
+  population: {planned.evolve["population"]}
+  generations: {planned.evolve["generations"]}
+  objectives: {json.dumps(planned.evolve["objectives"])}
+  smooth: {planned.evolve["smooth"]}  # random architectures that are scored before, to tell noise from what matters
 
 retrain:
-  <<: *training
   epochs: {planned.retrain:g}
   warmup_epochs: {min(5.0, planned.retrain / 10):.2g}
+  batch_size: {training["batch_size"]}
+  lr: {training["lr"]:.1e}
+  checkpoint_minutes: {training["checkpoint_minutes"]:g}
+  augment: *augment
 # """; __name__ == "__main__" and __import__("vitas").main(__file__)
 '''

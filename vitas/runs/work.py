@@ -46,11 +46,11 @@ def _works(run: Run, stage: str) -> Iterator[tuple[str, Work]]:
         yield stage, training(recipe.supernet, fmean(steps), 1 - recipe.data.holdout)
     elif stage == "evolve":
         typical = _typical(run)
-        if searched.trials:
-            yield f"{searched.name}/trials", training(recipe.trial_schedule, typical, searched.trials)
         seen = len(run.test.indices) if searched.score_on == "test" else recipe.data.holdout * images
         candidate = seen * faces * typical
-        if searched.smooth:
+        if searched.trials:
+            yield f"{searched.name}/trials", training(recipe.trial_schedule, typical, searched.trials)
+        elif searched.smooth:
             yield f"{searched.name}/smoothing", Work(searched.smooth * candidate, "score")
         yield searched.stage, Work(searched.population * searched.generations * candidate, "score")
         for turn in range(finalists.rounds(searched.finalists) if searched.finalists > 1 else 0):
