@@ -82,7 +82,7 @@ def plan(hours: float, ranks: int, budget: float | None = None, side: int = 375)
     how = fitted.data(5700, choice.space)
     held_out = round(how["holdout"] * 5700)
     training = fitted.training(5700 - held_out, choice.space, 300)
-    supernet = fitted.supernet(training, counted=True)
+    supernet = fitted.supernet(training)
     schedule = new._schedule(FAST, 3600 * hours, 10.0, 5700, held_out, 1000, ranks)
     data = {"train": "my photos", "test_part": 0.2}
     return new.Plan("my photos", data, choice, schedule, FAST, how, supernet, training)
@@ -100,7 +100,7 @@ def test_what_is_written_is_a_recipe_of_what_was_planned(tmp_path, hours, ranks,
     assert settings.supernet.epochs == found.schedule.supernet and settings.retrain.epochs == found.schedule.retrain
     assert settings.supernet.batch_size == settings.retrain.batch_size == found.training["batch_size"]
     assert settings.evolve.objectives == ["loss"] and settings.evolve.smooth == found.schedule.evolve["smooth"] > 0
-    assert settings.supernet.lr == settings.retrain.lr / 2 and settings.supernet.in_budget == 1
+    assert settings.supernet.lr == settings.retrain.lr / 2
     assert settings.supernet.augment == settings.retrain.augment
     low, most = settings.budget.macs
     assert budget is None or (low, most) == (0.8 * budget, budget)

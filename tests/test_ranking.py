@@ -88,6 +88,15 @@ def test_a_verdict_says_plainly_what_is_no_better_and_what_cannot_be_told():
     )
 
 
+def test_what_is_judged_is_what_the_search_goes_by():
+    top1 = np.array([[70.0], [71.0], [72.0], [73.0], [74.0], [75.0]])
+    values = scores(6, supernet=-np.arange(6), macs=-np.arange(6)) | {"supernet_smoothed": np.arange(6)}
+    by_top1, smoothed = (ranking.compare(values, top1, judged=name) for name in ("supernet", "supernet_smoothed"))
+    assert "supernet ranks no better" in by_top1["verdict"] and by_top1["lead"][1] <= 0
+    assert smoothed["judged"] == "supernet_smoothed" and smoothed["lead"][0] >= 0
+    assert "the supernet ranks by its smoothed loss better than" in smoothed["verdict"]
+
+
 def test_the_table_has_a_line_for_each_ranking_and_says_what_noise_there_is():
     top1 = np.array([[70.0, 72.0], [74.0, 73.0], [75.0, 71.0], [60.0, 61.0]])
     rows = [{"top1": list(row)} for row in top1]

@@ -25,7 +25,6 @@ from vitas.runs.result import Result
 from vitas.sections import Data
 from vitas.spaces.architecture import Architecture
 from vitas.spaces.budget import Budget
-from vitas.spaces.cost import COUNTED
 from vitas.spaces.named import NAMED
 from vitas.spaces.space import SearchSpace
 from vitas.train.stop import EXIT_INTERRUPTED, SIGNALS
@@ -81,10 +80,9 @@ def search(
     if image_size is not None:
         space = parse(SearchSpace, space.model_dump() | {"image_size": image_size}, source="space")
     values = _values(folder, source, split, space, epochs, seed, stages, batch_size=batch_size, lr=lr, augment=augment)
-    values["budget"] = windows = budget.model_dump() if isinstance(budget, Budget) else budget
+    values["budget"] = budget.model_dump() if isinstance(budget, Budget) else budget
     if lr is None:
-        counted = isinstance(windows, Mapping) and any(windows.get(cost) for cost in COUNTED)
-        values["supernet"] = fitted.supernet(values["supernet"], counted)
+        values["supernet"] = fitted.supernet(values["supernet"])
     return _run(merge(values, dict(sections)), "vitas.search")
 
 

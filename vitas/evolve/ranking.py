@@ -23,20 +23,26 @@ WITHOUT_SUPERNET = {
 }
 """What ranks without a supernet, in words."""
 
+BY = {"supernet": "", "supernet_loss": " by its loss", "supernet_smoothed": " by its smoothed loss"}
+"""What a search may go by."""
 
-def compare(scores: Mapping[str, np.ndarray], top1: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
+
+def compare(
+    scores: Mapping[str, np.ndarray], top1: np.ndarray, *, seed: int = 0, judged: str = "supernet"
+) -> dict[str, Any]:
     """How each of several rankings agrees with trainings, `supernet` and those of `WITHOUT_SUPERNET` among them.
 
     Args:
         scores: Of each ranking the scores (N,), larger for what it takes for better.
         top1: (N, S) Top-1 in percent of each architecture, trained alone with each seed.
         seed: Seed of the bootstrap.
+        judged: The ranking that the search goes by, one of `BY`.
 
     Returns:
         `rankings`: of each `tau` (Kendall), `rho` (Spearman), with 95 % intervals, and `regret` (see there);
         `ceiling`: the tau that the true ranking would have, for seeds differ; None if there is one seed;
         `seed_deviation`: the standard deviation between seeds, in points; `rival`: the best ranking without a
-        supernet; `lead`: the 95 % interval of the supernet's tau less the rival's; `verdict`: one line.
+        supernet; `judged`; `lead`: the 95 % interval of its tau less the rival's; `verdict`: one line.
     """
     truth, seeds = top1.mean(1), top1.shape[1]
     rng = np.random.default_rng(seed)
@@ -57,24 +63,26 @@ def compare(scores: Mapping[str, np.ndarray], top1: np.ndarray, *, seed: int = 0
         for name, values in scores.items()
     }
     rival = max(WITHOUT_SUPERNET, key=lambda name: found[name]["tau"])
-    lead = _interval(taus["supernet"] - taus[rival])
+    lead = _interval(taus[judged] - taus[rival])
     return {
         "rankings": found,
         "ceiling": attainable(ceiling(top1)) if seeds > 1 else None,
         "seed_deviation": float(np.sqrt(top1.var(1, ddof=1).mean())) if seeds > 1 else None,
         "rival": rival,
+        "judged": judged,
         "lead": lead,
         "verdict": verdict(
-            found["supernet"]["tau"],
+            found[judged]["tau"],
             found[rival]["tau"],
             WITHOUT_SUPERNET[rival],
             lead,
-            by_loss=found["supernet_loss"]["tau"],
+            by_loss=found["supernet_loss"]["tau"] if judged == "supernet" else None,
+            by=BY[judged],
         ),
     }
 
 
-def verdict(supernet: float, other: float, what: str, lead: list[float], *, by_loss: float) -> str:
+def verdict(supernet: float, other: float, what: str, lead: list[float], *, by_loss: float | None, by: str = "") -> str:
     """Whether the supernet ranks better than the best ranking without one, in a line.
 
     Args:
@@ -82,18 +90,21 @@ def verdict(supernet: float, other: float, what: str, lead: list[float], *, by_l
         other: The tau of that ranking.
         what: What ranks so, in words.
         lead: The interval of their difference.
-        by_loss: The tau of the supernet's loss: the search does not go by it, but it may see more.
+        by_loss: The tau of the supernet's loss where the search does not go by it: it may see more.
+        by: What of the supernet the search goes by, in words.
     """
     taus, wide = f"tau {supernet:.2f} against {other:.2f}", f"{lead[0]:.2f} to {lead[1]:.2f}"
     unsure = lead[0] <= 0 <= lead[1]
     if supernet <= other:
-        line = f"the supernet ranks no better than {what} ({taus}): train it longer, or see docs/QUALITY.md"
-        line += f"; its loss ranks better, with a tau of {by_loss:.2f}" if by_loss > other else ""
+        line = f"the supernet ranks{by} no better than {what} ({taus}): train it longer, or see docs/QUALITY.md"
+        line += (
+            f"; its loss ranks better, with a tau of {by_loss:.2f}" if by_loss is not None and by_loss > other else ""
+        )
         return line + (f"; the difference may be {wide}: a larger rank.sample tells more" if unsure else "")
     if unsure:
-        return f"too few to tell whether the supernet ranks better than {what} ({taus}): the difference may be " \
+        return f"too few to tell whether the supernet ranks{by} better than {what} ({taus}): the difference may be " \
                f"{wide}; a larger rank.sample tells more"  # fmt: skip
-    return f"the supernet ranks better than {what}: {taus}, a difference of {wide}"
+    return f"the supernet ranks{by} better than {what}: {taus}, a difference of {wide}"
 
 
 def regret(scores: np.ndarray, top1: np.ndarray) -> float:

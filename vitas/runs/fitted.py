@@ -40,12 +40,9 @@ def data(images: int, space: SearchSpace) -> dict[str, Any]:
     }
 
 
-def supernet(schedule: dict[str, Any], counted: bool) -> dict[str, Any]:
-    """The schedule for a supernet: at half the learning rate, and with subnets inside the budget alone.
-
-    At the rate of a single network it learns little (docs/QUALITY.md); a budget needs a window of `counted` costs.
-    """
-    return schedule | {"lr": schedule["lr"] / 2} | ({"in_budget": 1.0} if counted else {})
+def supernet(schedule: dict[str, Any]) -> dict[str, Any]:
+    """The schedule for a supernet: at half the learning rate, for it learns less at that of a network alone."""
+    return schedule | {"lr": schedule["lr"] / 2}
 
 
 def search(scores: int = CANDIDATES + SMOOTH) -> dict[str, Any]:

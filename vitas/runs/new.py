@@ -145,7 +145,7 @@ def _planned(source: str, data: dict[str, Any], choice: Choice, seconds: float, 
     how = fitted.data(images, choice.space)
     held_out = round(how["holdout"] * images)
     training = fitted.training(images - held_out, choice.space, MOST)
-    supernet = fitted.supernet(training, counted=True)
+    supernet = fitted.supernet(training)
     values = {
         "data": how | data,
         "space": choice.space.model_dump(),
@@ -270,7 +270,6 @@ supernet:
   warmup_epochs: {min(5.0, planned.supernet / 10):.2g}
   batch_size: {training["batch_size"]}  # about {fitted.STEPS} steps an epoch, and at most {fitted.LARGEST}
   lr: {plan.supernet["lr"]:.1e}  # half of that of a network alone; lower it if the loss stays near that of guessing
-  in_budget: {plan.supernet["in_budget"]:g}  # the part of the steps whose subnets are inside the budget
   checkpoint_minutes: {training["checkpoint_minutes"]:g}
   augment: &augment {{scale: {ratio}, hflip: 0.5}}  # hflip: 0.0 where left and right differ, as in letters
 

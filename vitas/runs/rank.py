@@ -11,11 +11,12 @@ import numpy as np
 
 from vitas.data.device import even_parts
 from vitas.data.plan import make_plan
-from vitas.evolve import ranking, zero_cost
+from vitas.evolve import evolution, ranking, zero_cost
 from vitas.evolve.correction import Smoothing
 from vitas.evolve.evolution import CORRECTED, Entry
 from vitas.evolve.store import Line
 from vitas.files import write_atomically
+from vitas.recipe import Recipe
 from vitas.report import tracking
 from vitas.report.tables import ranking_table
 from vitas.report.terminal import fill, progress, say
@@ -78,8 +79,7 @@ def rank(run: Run) -> None:
     known = trainings.do([Job(architecture, seed) for architecture in chosen.values() for seed in seeds])
     if main:
         tables = [
-            {"budget": name or None, **_compared(entries, known, seeds, recipe.seed)}
-            for name, entries in sampled.items()
+            {"budget": name or None, **_compared(entries, known, seeds, recipe)} for name, entries in sampled.items()
         ]
         _tell(run, tables, {"schedule": told, "epochs": schedule.epochs, "supernet": supernet.checksum})
     run.accelerator.wait_for_everyone()
@@ -121,8 +121,10 @@ def _in_words(run: Run, schedule: Retraining, sampled: list[int], test_images: i
     )
 
 
-def _compared(entries: list[Entry], known: dict[tuple[str, int], Line], seeds: range, seed: int) -> dict[str, Any]:
+def _compared(entries: list[Entry], known: dict[tuple[str, int], Line], seeds: range, recipe: Recipe) -> dict[str, Any]:
     """The rankings of one budget, and the architectures behind them."""
+    goes_by = {"top1": "supernet", "loss": "supernet_loss", CORRECTED: "supernet_smoothed"}
+    objectives = recipe.evolve.objectives if recipe.evolve.trials else evolution.objectives(recipe.evolve)
     lines = [[known[entry["key"], number] for number in seeds] for entry in entries]
     scores = {
         "supernet": [entry["top1"] for entry in entries],
@@ -133,7 +135,12 @@ def _compared(entries: list[Entry], known: dict[tuple[str, int], Line], seeds: r
         "dss": [one[0]["dss"] for one in lines],
     }
     top1 = np.array([[line["top1"] for line in one] for one in lines])
-    found = ranking.compare({name: np.array(values) for name, values in scores.items()}, top1, seed=seed)
+    found = ranking.compare(
+        {name: np.array(values) for name, values in scores.items()},
+        top1,
+        seed=recipe.seed,
+        judged=goes_by[evolution.quality(objectives)],
+    )
     rows = [
         {"key": entry["key"], "supernet_top1": entry["top1"], "supernet_loss": entry["loss"]}
         | {name: entry[name] for name in cost.COSTS if name in entry}
