@@ -19,6 +19,7 @@ products need at that rate, and all other operations at the bandwidth of a copy.
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -84,6 +85,7 @@ def by_hand(options: argparse.Namespace, settings: recipe.Recipe, way: str) -> t
 
 def by_trainer(options: argparse.Namespace, settings: recipe.Recipe, _: str) -> tuple[Step, Line]:
     """A step of our trainer, on images that are there."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")  # as a run does (vitas.runs.accelerator)
     torch.manual_seed(0)
     net = Supernet(settings.space, options.classes)
     images, labels = batch(options)

@@ -8,6 +8,7 @@ from conftest import QUICKSTART, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from malformed import VALID
+from PIL import Image
 
 from vitas import recipe
 from vitas.cli import main
@@ -122,6 +123,19 @@ def test_a_home_and_variables_are_filled_in_wherever_a_path_is_taken(tmp_path, c
     (home / "stop").touch()
     assert stop
     assert not list(tmp_path.rglob("~*"))
+
+
+def test_a_test_on_the_training_images_is_told(tmp_path, capsys):
+    for part, colour in (("train/a", 0), ("train/b", 9), ("other/a", 20), ("other/b", 30)):
+        (tmp_path / part).mkdir(parents=True)
+        for number in range(40):
+            Image.new("RGB", (16, 16), (colour, number, 0)).save(tmp_path / part / f"{number}.png")
+    overrides = [f"output={tmp_path}", f"data.train={tmp_path / 'train'}", "supernet.batch_size=8"]
+    told = []
+    for test in ("data.test=" + str(tmp_path / "train"), "data.test=" + str(tmp_path / "other"), "data.test_part=0.5"):
+        assert main(["check", "quickstart", *overrides, test, "retrain.batch_size=8"]) == 0
+        told.append("the SAME as train images" in capsys.readouterr().out)
+    assert told == [True, False, False]
 
 
 def test_an_override_changes_its_own_section_alone():

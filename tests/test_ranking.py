@@ -94,7 +94,7 @@ def test_what_is_judged_is_what_the_search_goes_by():
     by_top1, smoothed = (ranking.compare(values, top1, judged=name) for name in ("supernet", "supernet_smoothed"))
     assert "supernet ranks no better" in by_top1["verdict"] and by_top1["lead"][1] <= 0
     assert smoothed["judged"] == "supernet_smoothed" and smoothed["lead"][0] >= 0
-    assert "the supernet ranks by its smoothed loss better than" in smoothed["verdict"]
+    assert "the supernet, by its smoothed loss, ranks better than" in smoothed["verdict"]
 
 
 def test_the_table_has_a_line_for_each_ranking_and_says_what_noise_there_is():

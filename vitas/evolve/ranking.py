@@ -23,7 +23,7 @@ WITHOUT_SUPERNET = {
 }
 """What ranks without a supernet, in words."""
 
-BY = {"supernet": "", "supernet_loss": " by its loss", "supernet_smoothed": " by its smoothed loss"}
+BY = {"supernet": "", "supernet_loss": ", by its loss,", "supernet_smoothed": ", by its smoothed loss,"}
 """What a search may go by."""
 
 
@@ -96,15 +96,15 @@ def verdict(supernet: float, other: float, what: str, lead: list[float], *, by_l
     taus, wide = f"tau {supernet:.2f} against {other:.2f}", f"{lead[0]:.2f} to {lead[1]:.2f}"
     unsure = lead[0] <= 0 <= lead[1]
     if supernet <= other:
-        line = f"the supernet ranks{by} no better than {what} ({taus}): train it longer, or see docs/QUALITY.md"
+        line = f"the supernet{by} ranks no better than {what} ({taus}): train it longer, or see docs/QUALITY.md"
         line += (
             f"; its loss ranks better, with a tau of {by_loss:.2f}" if by_loss is not None and by_loss > other else ""
         )
         return line + (f"; the difference may be {wide}: a larger rank.sample tells more" if unsure else "")
     if unsure:
-        return f"too few to tell whether the supernet ranks{by} better than {what} ({taus}): the difference may be " \
+        return f"too few to tell whether the supernet{by} ranks better than {what} ({taus}): the difference may be " \
                f"{wide}; a larger rank.sample tells more"  # fmt: skip
-    return f"the supernet ranks{by} better than {what}: {taus}, a difference of {wide}"
+    return f"the supernet{by} ranks better than {what}: {taus}, a difference of {wide}"
 
 
 def regret(scores: np.ndarray, top1: np.ndarray) -> float:

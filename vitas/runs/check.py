@@ -15,6 +15,7 @@ from torch import nn
 
 from vitas.config import UserError, one_line
 from vitas.data import sources
+from vitas.data.looked import same_images
 from vitas.data.plan import make_plan
 from vitas.data.splits import Split
 from vitas.evolve import evolution
@@ -156,7 +157,10 @@ def _images(settings: Recipe, *, needed: bool) -> tuple[dict[str, Any], Split | 
         return {"data": f"NOT AT HAND ({error}); counted by data.classes and data.examples", **counts}, None
     holdout = train.hold_out(source.holdout, settings.seed)[1]
     counts = {"train_images": len(train.indices), "holdout_images": len(holdout.indices)}
-    return {"data": "found", "classes": len(train.classes), **counts, "test_images": len(test.indices)}, train
+    tested: Any = len(test.indices)
+    if source.test_part is None and same_images(train, test):
+        tested = f"{tested}, the SAME as train images"
+    return {"data": "found", "classes": len(train.classes), **counts, "test_images": tested}, train
 
 
 def _search(settings: Recipe, classes: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from vitas import recipe
 from vitas.config import SourceLost
 from vitas.data import sources
+from vitas.data.looked import same_images
 from vitas.files import write_atomically
 from vitas.recipe import Recipe
 from vitas.report.tables import time_table
@@ -66,6 +67,8 @@ def _run(settings: Recipe, accelerator: Accelerator, stop: StopRequest, file: Pa
         if accelerator.is_main_process and not file.is_file():  # else it is written when a stage is found to fit
             write_atomically(file, recipe.dump(settings))
         context.say(f"{settings.name}: {stages} on {where}, in {settings.folder}")
+        if settings.data.test_part is None and same_images(train, test):
+            context.say("data.test: the same images as data.train: what is tested on them has seen them")
         tracker.outlook.works = works_of(context)
         works = {
             "supernet": supernet,
