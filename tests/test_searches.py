@@ -32,7 +32,7 @@ pytestmark = pytest.mark.launch
 
 SEARCH = [setting for setting in SHORT if not setting.startswith("evolve.")]
 SEARCH += ["data.workers=0", "evolve.batch_size=16", "evolve.population=8", "evolve.generations=4", "data.holdout=0.3"]
-SEARCH += ["evolve.finalists=0", "evolve.objectives=[top1]"]
+SEARCH += ["evolve.finalists=0", "evolve.smooth=0", "evolve.objectives=[top1]"]
 
 
 def run(folder, *overrides: str) -> None:
@@ -241,9 +241,11 @@ def test_flops_params_and_latency_at_once_hold_when_measured_again(copy, quickst
 
 
 def test_a_window_that_nothing_can_meet_says_what_is_reached(copy, capsys):
-    arguments = [*SEARCH, f"output={copy.parent}", "stages=[evolve]", "evolve.generations=1"]
+    arguments = [*SEARCH, f"output={copy.parent}", "stages=[evolve]", "evolve.generations=1", "evolve.smooth=16"]
     assert main(["run", str(QUICKSTART), *arguments, "budget.latency=[1e-6,2e-6]"]) == 2
     assert re.search(
         r"vitas: budget: no candidate was inside latency \[1e-06, 2e-06\]; those that were measured reach latency 0",
         capsys.readouterr().err,
     )
+    measured = [line["key"] for file in copy.glob("supernet/costs/*/*.jsonl") for line in read_lines(file)]
+    assert len(measured) == 8  # the candidates, and none of those that smoothing learns from

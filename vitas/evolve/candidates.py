@@ -55,14 +55,14 @@ class Candidates:
                 self.known_costs.setdefault(line["key"], {}).update(line)
             self.scores = Scores(store, scorer.slices, scorer.net.sides)
 
-    def costs(self, candidates: list[Architecture]) -> list[Entry]:
-        """Entries with the counted costs, and those that are measured."""
-        measured = self._measured(candidates, "") if self.measured else [{} for _ in candidates]
+    def costs(self, candidates: list[Architecture], *, measured: bool = True) -> list[Entry]:
+        """Entries with the counted costs, and, unless only these are wanted, with those that are measured."""
+        others = self._measured(candidates, "") if self.measured and measured else [{} for _ in candidates]
         return [
             {"key": candidate.key, "architecture": candidate.model_dump(mode="json")}
             | cost.count(candidate, self.num_classes)
             | costs
-            for candidate, costs in zip(candidates, measured, strict=True)
+            for candidate, costs in zip(candidates, others, strict=True)
         ]
 
     def costs_again(self, candidate: Architecture) -> dict[str, float]:

@@ -37,6 +37,7 @@ def random_inside(
     seed: int,
     purpose: str,
     each_patch_size: bool = False,
+    measured: bool = True,
 ) -> dict[str, list[Entry]]:
     """So many different random architectures inside each budget, with their costs. All ranks call it.
 
@@ -47,6 +48,7 @@ def random_inside(
         seed: Seed of them with a recipe of seed 0.
         purpose: What needs them.
         each_patch_size: Whether all patch sizes are to be among them alike.
+        measured: Whether measured costs have to be inside as well.
 
     Raises:
         UserError: Fewer than `FEWEST` are found for a budget.
@@ -62,7 +64,7 @@ def random_inside(
         pool: list[Entry] = []
         for _ in range(TRIES):
             drawn = [recipe.space.decode(genome) for genome in islice(genomes, size - len(pool))]
-            pool += evolution.inside(candidates.costs(drawn), budget)
+            pool += evolution.inside(candidates.costs(drawn, measured=measured), budget)
         if len(pool) < FEWEST:
             where = f"budgets.{name}" if name else "budget"
             raise UserError(f"{where}: {len(pool)} architectures were found inside it; {purpose} needs {FEWEST}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -37,7 +38,11 @@ def by_trials(run: Run, supernet: TrainedSupernet, digest: str, candidates: Cand
     """
     recipe, settings = run.recipe, run.recipe.evolve
     stage = f"{settings.name}/trials"
-    trials = _drawn(run, candidates, settings.trials, seed=FIRST_SEED, purpose="evolve.trials", fewest=FEWEST_TRIALS)
+    trials = _drawn(run, candidates, settings.trials, seed=FIRST_SEED, purpose="evolve.trials")
+    if len(trials) < FEWEST_TRIALS:
+        raise UserError(
+            f"evolve.trials: {len(trials)} architectures were found inside the budget, expected {FEWEST_TRIALS}"
+        )
     scored = candidates.score(trials, 1.0)
     known = Trainings(
         run,
@@ -78,7 +83,9 @@ def by_smoothing(run: Run, candidates: Candidates) -> Score:
     What is noise in a loss is told from those of random architectures inside the budgets, of every patch size alike.
     """
     settings, main = run.recipe.evolve, run.accelerator.is_main_process
-    random = _drawn(run, candidates, settings.smooth, seed=FIRST_SMOOTHED, purpose="evolve.smooth", fewest=2)
+    # Costs that would have to be measured do not matter here: the loss follows from the choices.
+    how: dict[str, Any] = {"purpose": "evolve.smooth", "measured": False}
+    random = _drawn(run, candidates, settings.smooth, seed=FIRST_SMOOTHED, **how)
     leave_if_stopped = candidates.on_progress
     bar = run.tracker.progress(f"{settings.name}/smoothing", len(random), "architecture", show=main)
 
@@ -122,13 +129,14 @@ def _losses(entries: list[Entry]) -> np.ndarray:
     return np.array([entry["loss"] for entry in entries])
 
 
-def _drawn(run: Run, candidates: Candidates, size: int, *, seed: int, purpose: str, fewest: int) -> list[Architecture]:
-    """Different random architectures, an equal share inside each budget, and in it of each patch size."""
+def _drawn(run: Run, candidates: Candidates, size: int, **how: Any) -> list[Architecture]:
+    """Different random architectures, an equal share inside each budget, and in it of each patch size.
+
+    `how` is what else `random_inside` takes.
+    """
     recipe = run.recipe
     shares = [len(part) for part in np.array_split(np.arange(size), len(recipe.every_budget))]
     sizes = dict(zip(recipe.every_budget, shares, strict=True))
-    pools = random_inside(run, candidates, sizes, seed=seed, purpose=purpose, each_patch_size=True)
+    pools = random_inside(run, candidates, sizes, each_patch_size=True, **how)
     drawn = {one["key"]: Architecture.model_validate(one["architecture"]) for pool in pools.values() for one in pool}
-    if len(drawn) < fewest:
-        raise UserError(f"{purpose}: {len(drawn)} architectures were found inside the budget, expected {fewest}")
     return list(drawn.values())
