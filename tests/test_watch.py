@@ -155,6 +155,7 @@ def test_the_bars_in_a_terminal_have_no_wrapped_and_no_doubled_lines(tmp_path):
         assert len({line.split()[0] for line in bars}) == len(bars), bars
     (bar,) = [line for line in at_work if "of the run" in line]
     assert "left" in bar and "loss=" in bar
-    assert [line.split()[0] for line in lines if "|" in line] == ["supernet", "evolve", "retrain"]
+    stages = ["supernet", "evolution/smoothing", "evolve", "retrain"]
+    assert [line.split()[0] for line in lines if "|" in line] == stages
     assert any("top-1=" in line for line in lines if line.startswith("supernet "))
     assert not any("arning" in line for line in lines)
