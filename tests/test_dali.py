@@ -27,6 +27,7 @@ from vitas.data.splits import Split
 from vitas.sections import Augment, Data
 
 INSTALLED = bool(importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"))
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # a worker of pytest may have one core
 with_dali = pytest.mark.skipif(not INSTALLED, reason="needs pip install 'vitas[dali]'")
 
 IMAGES, BATCH, SIZE = 48, 16, 64
