@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/run.py FOLDER [--before CHECKOUT] [--device cuda]
     python benchmarks/run.py FOLDER --show
 
-FOLDER holds a JSON of each; what is there is not done again.
+FOLDER holds a JSON of each; what is there is not done again: another machine, code or checkout wants another folder.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     for name, (script, *options) in ({} if given.show else runs(given.device, given.before)).items():
         kind, _, what = name.partition(": ")
-        file = given.folder / f"{kind}-{what}.json"
+        file = given.folder / f"{kind}-{what}, {given.device}.json"
         if not file.is_file():
             print(f"\n{name}", flush=True)
             command = [sys.executable, str(HERE / script), *options, "--device", given.device, "--json", str(file)]

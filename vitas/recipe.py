@@ -31,7 +31,7 @@ from vitas.sections import (
     Tracking,
 )
 from vitas.spaces.budget import Budget, calibrate_skip
-from vitas.spaces.cost import COUNTED, MEASURED
+from vitas.spaces.cost import COSTS, COUNTED, MEASURED
 from vitas.spaces.space import SearchSpace
 
 Stage = Literal["supernet", "evolve", "rank", "retrain", "baseline", "evaluate"]
@@ -212,7 +212,7 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
                 raise UserError(f"{source}: {part}: expected keys and values")
             section[part] = section = dict(below)  # a copy: YAML's `*name` has two sections share one
         section[last] = value
-        if path == ["budget"]:
+        if path == ["budget"] and last in COSTS:
             _is_of_use(last, values, shown)
         source = one_line(" ".join([str(file), *overrides]))
     return parse(Recipe, values, source=source)

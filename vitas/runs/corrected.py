@@ -84,8 +84,7 @@ def by_smoothing(run: Run, candidates: Candidates) -> Score:
     """
     settings, main = run.recipe.evolve, run.accelerator.is_main_process
     # Costs that would have to be measured do not matter here: the loss follows from the choices.
-    how: dict[str, Any] = {"purpose": "evolve.smooth", "measured": False}
-    random = _drawn(run, candidates, settings.smooth, seed=FIRST_SMOOTHED, **how)
+    random = _drawn(run, candidates, settings.smooth, seed=FIRST_SMOOTHED, purpose="evolve.smooth", measured=False)
     leave_if_stopped = candidates.on_progress
     bar = run.tracker.progress(f"{settings.name}/smoothing", len(random), "architecture", show=main)
 

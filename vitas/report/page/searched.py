@@ -73,7 +73,7 @@ def shape_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     blocks = [block and [block["heads"], block["qkv_dim"], block["mlp_dim"]] for block in shape["blocks"]]
     names = ("key", "generation", "top1", "loss", "corrected")
     return {name: entry[name] for name in names if name in entry} | {
-        "shape": [shape["patch_size"], shape["embed_dim"], blocks],
+        "shape": [shape["patch_size"], shape["embed_dim"], blocks]
     }
 
 
